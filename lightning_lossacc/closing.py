@@ -1,0 +1,120 @@
+"""What is said at the start and at the end of a run, from plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_lossacc import trends
+from lightning_lossacc.attribution import interval
+from lightning_lossacc.diagnosis.engine import ABSOLUTE_FLOOR, RELATIVE_FLOOR
+from lightning_lossacc.diagnosis.event import Event
+from lightning_lossacc.diagnosis.message import headline, place
+from lightning_lossacc.history import History, Record
+
+BEST = (("loss", "nll", 1), ("accuracy", "accuracy", -1), ("refined NLL", "refinement_nll", 1))
+
+
+def opening(record: Record, source: str, label_smoothing: float, weighted: bool, unpaired: str) -> str:
+    """After the first evaluation: what was captured, what it can resolve, and how the logged loss is made up."""
+    values = record.values
+    lines = [f"lossacc · {place(record.stage, record.loader)} · captured from {source}"]
+    low, high = interval(0.0, values["accuracy_standard_error"])
+    loss_low, loss_high = interval(0.0, values["nll_standard_error"])
+    size = f"{record.num_rows} rows"
+    if record.num_items != record.num_rows:
+        size += f" in {record.num_items} items"
+    classes = len(record.arrays["classes"]["class"])
+    lines.append(
+        f"{classes}{'+' if -1 in record.arrays['classes']['class'] else ''} classes, {size}: one row is "
+        f"{100 / max(record.num_rows, 1):.2g} pp; for new data of this size accuracy is known to "
+        f"±{50 * (high - low):.1f} pp and NLL to ±{(loss_high - loss_low) / 2:.3f} nats (99 %)"
+    )
+    excluded = {name: rows for name, rows in record.arrays["excluded"].items() if rows and name != "ties"}
+    if excluded:
+        lines.append("left out: " + ", ".join(f"{rows} {name} rows" for name, rows in excluded.items()))
+    if unpaired:
+        lines.append(f"rows are not paired between evaluations: {unpaired}; changes get no cause")
+    loss = _logged_loss(record)
+    if loss is not None and abs(loss[1] - values["nll"]) > 1e-3 * max(1.0, abs(values["nll"])):
+        reasons = [f"smoothing {label_smoothing:g}"] if label_smoothing else []
+        reasons += ["class weights"] if weighted else []
+        lines.append(
+            f"your {loss[0]} {loss[1]:.4f} = NLL {values['nll']:.4f} {loss[1] - values['nll']:+.4f} "
+            f"({' and '.join(reasons) or 'other terms, or another average'}); events are about the NLL"
+        )
+    return "\n".join(lines)
+
+
+def closing(history: History, events: Sequence[Event], margin: float, files: str | None) -> str:
+    """At the end of a run: events or none and what would have been seen, and the checkpoint best by each measure."""
+    blocks = []
+    for stage, loader in history.streams():
+        series = [
+            record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))
+        ]
+        if stage != "val" or loader < 0 or not series:
+            continue
+        own = [event for event in events if (event.stage, event.loader) == (stage, loader)]
+        blocks.append(_stream(series, own, margin))
+    if files is not None:
+        blocks.append(f"files: {files} (history.jsonl, events.jsonl, lossacc.png)")
+    return "\n".join(blocks)
+
+
+def snapshot(record: Record) -> str:
+    """One evaluation outside of training (validate, test)."""
+    values = record.values
+    shown = ("nll", "accuracy", "balanced_accuracy", "refinement_nll", "temperature", "overconfidence", "ece")
+    numbers = " · ".join(f"{key} {values[key]:.4f}" for key in shown if key in values)
+    return f"lossacc · {place(record.stage, record.loader)} · {record.num_rows} rows · {numbers}"
+
+
+def _stream(series: Sequence[Record], events: Sequence[Event], margin: float) -> str:
+    stage = place(series[0].stage, series[0].loader)
+    warnings = {event.id: event for event in events if event.level == "warning" and event.status != "closed"}
+    lines = [
+        f"lossacc · {stage} · {len(series)} evaluations of {series[-1].num_rows} rows · "
+        + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event")
+    ]
+    lines += [f"  {headline(event)}" for event in warnings.values()]
+    if not warnings:
+        lines.append(f"  {_resolvable(series, margin)}")
+    lines.append(
+        f"  {'best by':<12}{'epoch':>6}{'NLL':>9}{'accuracy':>10}{'balanced':>10}{'refined NLL':>13}{'T':>7}{'overconf.':>11}"
+    )
+    chosen = {name: _best(series, key, sign) for name, key, sign in BEST} | {"last": series[-1]}
+    for name, record in chosen.items():
+        if record is None:
+            continue
+        value = record.values
+        lines.append(
+            f"  {name:<12}{record.epoch:>6}{value['nll']:>9.4f}{100 * value['accuracy']:>8.2f} %"
+            f"{100 * value.get('balanced_accuracy', math.nan):>8.2f} %{value.get('refinement_nll', math.nan):>13.4f}"
+            f"{value.get('temperature', math.nan):>7.2f}{100 * value['overconfidence']:>+8.2f} pp"
+        )
+    return "\n".join(lines)
+
+
+def _resolvable(series: Sequence[Record], margin: float) -> str:
+    losses = [record.values["nll"] for record in series]
+    accuracies = [record.values["accuracy"] for record in series]
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    floor = max(RELATIVE_FLOOR * losses[lowest], ABSOLUTE_FLOOR)
+    if len(series) < trends.MIN_EVALUATIONS:
+        return f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
+    loss = trends.compare(losses, lowest, floor).resolvable
+    accuracy = trends.compare(accuracies, lowest, margin).resolvable
+    return (
+        f"a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen; a change of accuracy could be "
+        f"told from none at {100 * accuracy:.1f} pp"
+    )
+
+
+def _best(series: Sequence[Record], key: str, sign: int) -> Record | None:
+    known = [record for record in series if math.isfinite(record.values.get(key, math.nan))]
+    return min(known, key=lambda record: sign * record.values[key]) if known else None
+
+
+def _logged_loss(record: Record) -> tuple[str, float] | None:
+    return next(((key, value) for key, value in record.logged.items() if "loss" in key.lower()), None)

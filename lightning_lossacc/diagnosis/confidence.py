@@ -1,0 +1,128 @@
+"""Causes in the size of the probabilities: the same answers, given with more or less confidence."""
+
+from __future__ import annotations
+
+from lightning_lossacc.diagnosis.event import Cause
+from lightning_lossacc.diagnosis.evidence import Evidence
+
+# A rise is over-confidence when less than this share of it can be left after one temperature.
+OVERCONFIDENCE_SHARE = 0.25
+# A rise is overfitting when more than this share of it is certainly left after one temperature.
+OVERFITTING_SHARE = 0.50
+
+
+def over_confidence(evidence: Evidence) -> Cause | None:
+    """The loss rose because the probabilities became too large; one temperature takes the rise back.
+
+    What it finds: the upper end of the 99 % interval of the change after one temperature is below 25 % of the rise, and the
+    best temperature is above 1 and has grown.
+    Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
+    Evidence it needs: paired rows and the temperature grid.
+    What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the lowest loss
+    after one temperature.
+    When it is wrong: if the temperature was chosen on the very rows that it is judged on (so the gain is cross-fitted), or
+    beyond the grid's edge, where nothing is said.
+    Reference: Guo et al. 2017; Mukhoti et al. 2020.
+    """
+    change, low, high = evidence.refinement_change
+    _, _, highest_share = evidence.refinement_share
+    if not highest_share < OVERCONFIDENCE_SHARE or evidence.at_edge:
+        return None
+    grown = evidence.difference("temperature")
+    if not (evidence.temperature > 1 and grown > 0):
+        return None
+    against = ()
+    if evidence.accuracy.kind == "down":
+        against = (f"accuracy fell by {-100 * evidence.accuracy.change:.1f} pp",)
+    return Cause(
+        "over-confidence",
+        share=1 - change / evidence.nll_change,
+        evidence=(
+            f"after one temperature the loss changed by {change:+.4f} nats ({low:+.4f} … {high:+.4f})",
+            f"best temperature {evidence.temperature - grown:.2f} → {evidence.temperature:.2f}",
+            f"mean confidence of wrong rows {_pair(evidence, 'confidence_wrong')}",
+        ),
+        against=against,
+    )
+
+
+def scale_growth(evidence: Evidence) -> Cause | None:
+    """Accuracy and the loss after one temperature still improve; only the probabilities get worse.
+
+    What it finds: accuracy is up, and the 99 % interval of the change after one temperature is below zero.
+    Why it matters: gradient descent keeps growing the logits of a network that separates its training data, and the
+    validation loss rises with them while the direction still improves.
+    Evidence it needs: paired rows and the temperature grid.
+    What to do: train on while the loss after one temperature falls; set the temperature at the end.
+    When it is wrong: if only a few rows carry the improvement; look at the flips.
+    Reference: Soudry et al. 2018.
+    """
+    change, low, high = evidence.refinement_change
+    if not high < 0 or evidence.accuracy.kind != "up" or evidence.at_edge:
+        return None
+    return Cause(
+        "scale-growth",
+        share=1.0,
+        evidence=(
+            f"after one temperature the loss still fell by {-change:.4f} nats ({low:+.4f} … {high:+.4f})",
+            f"accuracy rose by {100 * evidence.accuracy.change:.1f} pp",
+        ),
+    )
+
+
+def mixed(evidence: Evidence) -> Cause | None:
+    """Part of the rise is confidence and part is not.
+
+    What it finds: the share of the rise that is left after one temperature is neither certainly small (over-confidence) nor
+    certainly large (overfitting), but its 99 % interval is narrow enough to exclude one of both ends.
+    Why it matters: a temperature repairs one part, regularisation the other.
+    Evidence it needs: paired rows and the temperature grid.
+    What to do: both, largest share first.
+    When it is wrong: near the limits of 25 % and 50 % a little more data may name one cause.
+    Reference: Berta et al. 2025.
+    """
+    share, low, high = evidence.refinement_share
+    too_wide = low <= 0 and high >= 1
+    if evidence.at_edge or not (share == share) or too_wide:
+        return None
+    if high < OVERCONFIDENCE_SHARE or low > OVERFITTING_SHARE:
+        return None
+    return Cause(
+        "mixed",
+        share=1.0,
+        evidence=(
+            f"{100 * share:.0f} % of the rise ({100 * low:.0f} … {100 * high:.0f} %) is left after one temperature",
+            f"{100 * (1 - share):.0f} % ({100 * (1 - high):.0f} … {100 * (1 - low):.0f} %) is confidence",
+        ),
+    )
+
+
+def confidence_growth(evidence: Evidence) -> Cause | None:
+    """The loss fell while accuracy stayed: the same rows are right, by a wider margin.
+
+    What it finds: the low quantile of margin / temperature rose, or most of the fall comes from rows right both times.
+    Why it matters: it does not; the answers are the same and more robust.
+    Evidence it needs: the margin histogram and the temperature grid; paired rows for the second form.
+    What to do: nothing.
+    When it is wrong: if the logits merely grew, the margin would grow with them; hence the division by the temperature.
+    Reference: Pleiss et al. 2020 (margin).
+    """
+    margins = [
+        record.values.get("margin_p05", float("nan")) / record.values.get("temperature", float("nan"))
+        for record in (evidence.reference, evidence.current)
+    ]
+    wider = margins[1] > margins[0]
+    lines = []
+    if wider:
+        lines.append(f"5 % quantile of margin / temperature {margins[0]:+.2f} → {margins[1]:+.2f}")
+    if evidence.paired is not None and evidence.nll_change < 0:
+        groups = {group["name"]: group["change"] for group in evidence.paired["groups"]}
+        right = groups.get("right both times", 0.0) / evidence.nll_change
+        if right > 0.5:
+            lines.append(f"{100 * right:.0f} % of the fall comes from rows right both times")
+    return Cause("confidence-growth", share=1.0, evidence=tuple(lines)) if lines else None
+
+
+def _pair(evidence: Evidence, key: str) -> str:
+    before, after = evidence.reference.values.get(key), evidence.current.values.get(key)
+    return f"{before:.2f} → {after:.2f}" if before is not None and after is not None else "not measured"

@@ -1,0 +1,309 @@
+"""What one stage and data loader has accumulated since its evaluation began, and how ranks agree on it.
+
+A `StageState` turns captured batches into the two vectors of a `Layout` and into a `Probe`; `fold` adds them up over ranks
+with three collectives for all loaders together, which every rank calls whatever it has seen. Only this file and the
+callback know both tensors and a Trainer's data loaders.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+
+from lightning_lossacc import kernels, quantities
+from lightning_lossacc.capture import Captured
+from lightning_lossacc.probe import Probe
+from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
+
+CLASS_TABLE = 64
+NO_LAYOUT = -(2**40)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which items of a data set this rank sees, as far as the sampler tells without being iterated.
+
+    Attributes:
+        num_items: size of the data set; None if unknown.
+        owned: number of this rank's items that are not the padding of a `DistributedSampler`, which repeats items so that
+            every rank has as many; the padding sits at each rank's end. None if unknown.
+        batch_size: items in a full batch; None if unknown.
+        first, stride: position of this rank's k-th item is first + stride * k.
+        known: whether the order is known, so that items can be paired across evaluations.
+        reason: why it is not, in words.
+    """
+
+    num_items: int | None = None
+    owned: int | None = None
+    batch_size: int | None = None
+    first: int = 0
+    stride: int = 1
+    known: bool = False
+    reason: str = "the data loader is unknown"
+
+    @classmethod
+    def of(cls, loader: Any) -> Sampling:
+        """Reads a data loader; never iterates its sampler, which would draw from the random number generator."""
+        if not isinstance(loader, DataLoader):
+            return cls(reason=f"{type(loader).__name__} is no torch DataLoader")
+        sampler, batches = loader.sampler, loader.batch_sampler
+        if type(batches) is not BatchSampler or not hasattr(loader.dataset, "__len__"):
+            return cls(reason="the data set is iterable or the batch sampler is the user's own")
+        size = len(loader.dataset)
+        if type(sampler) is SequentialSampler:
+            return cls(size, size, batches.batch_size, known=True, reason="")
+        if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
+            rank, world = sampler.rank, sampler.num_replicas
+            owned = max(0, math.ceil((size - rank) / world))
+            reason = "the distributed sampler shuffles" if sampler.shuffle else ""
+            return cls(size, owned, batches.batch_size, rank, world, not sampler.shuffle, reason)
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
+            return cls(size, size, batches.batch_size, reason="the sampler shuffles")
+        return cls(reason=f"the order of {type(sampler).__name__} is unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for, the same on every rank."""
+
+    num_bins: int = 15
+    top_k: int = 5
+    probe_items: int = 8192
+    num_classes: int | None = None
+
+
+@dataclass(slots=True)
+class StageState:
+    """Accumulators of one stage and loader.
+
+    Attributes:
+        stage, loader: which.
+        settings: what the user asked for.
+        grid: whether the temperature grid is summed (evaluation) or not (training).
+        sampling: order of the items, known only for evaluation.
+        layout, counts, sums: None before the first captured batch.
+        probe: paired items; None where the order is unknown.
+        unpaired: why there is no probe, in words; empty while there may be one.
+        batches: batches seen since the evaluation began.
+        complete: False if a part of this evaluation is missing.
+        notes: label smoothing, weights and other facts of the captured loss.
+        failure: first reason why a batch could not be counted.
+    """
+
+    stage: str
+    loader: int
+    settings: Settings
+    grid: bool
+    sampling: Sampling = field(default_factory=Sampling)
+    layout: Layout | None = None
+    counts: Tensor | None = None
+    sums: Tensor | None = None
+    probe: Probe | None = None
+    unpaired: str = ""
+    batches: int = 0
+    complete: bool = True
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    failure: str | None = None
+    reference_state: dict[str, Any] = field(default_factory=dict)
+    _position: int = 0  # items of this rank in the batches before the current one
+    _calls: int = 0  # losses captured in the current batch
+
+    def begin_batch(self) -> None:
+        """Called before the step."""
+        self._calls = 0
+
+    def end_batch(self) -> None:
+        """Called after the step."""
+        self._position += self._expected_items()
+        self.batches += 1
+
+    def add(self, captured: Captured) -> None:
+        """Counts one captured loss call; bad shapes are remembered in `failure` and never raised into the step."""
+        self.label_smoothing, self.weighted = captured.label_smoothing, captured.weighted
+        try:
+            if self.layout is None:
+                self._begin(infer_layout(captured, self.settings, self.grid), captured.logits.device)
+            logits, target, owned = self._items(captured.logits, captured.target)
+            kernels.row_statistics(logits, target, self.counts, self.sums, self.layout)
+            self._calls += 1
+            if self.probe is not None:
+                self._add_to_probe(logits, target, owned)
+        except (ValueError, TypeError) as error:
+            self.failure = self.failure or str(error)
+            self.complete = False
+
+    def clear(self) -> None:
+        """Ready for the next evaluation; layout, vectors' identity and references stay."""
+        if self.layout is not None:
+            self.counts.zero_()
+            self.sums.zero_()
+        if self.probe is not None:
+            self.probe.clear()
+        self.batches = self._position = self._calls = 0
+        self.complete = True
+
+    def adopt(self, layout: Layout, device: torch.device) -> None:
+        """Takes another rank's layout on a rank that has seen no batch."""
+        if self.layout is None:
+            self._begin(layout, device)
+
+    def unpair(self, reason: str) -> None:
+        """Switches paired comparison off and says why."""
+        self.probe, self.unpaired = None, reason
+
+    def values(self) -> dict[str, float]:
+        """All scalar quantities."""
+        return quantities.summary(self.counts, self.sums, self.layout)
+
+    def arrays(self) -> dict[str, Any]:
+        """Reliability bins, margin histogram, per-class table (largest 64 classes) and the temperature curve."""
+        part = self.layout.parts(self.counts.cpu(), self.sums.cpu())
+        arrays: dict[str, Any] = {
+            "reliability": quantities.reliability(self.counts, self.sums, self.layout),
+            "margin_histogram": part["margin_histogram"].tolist(),
+            "classes": quantities.class_table(self.counts, self.sums, self.layout, largest=CLASS_TABLE),
+            "excluded": {
+                name: int(part[name]) for name in ("ignored", "invalid", "non_finite", "unsupported", "ties")
+            },
+        }
+        if self.layout.temperatures:
+            arrays["temperature_curve"] = quantities.temperature_curve(self.counts, self.sums, self.layout)
+            arrays["half_temperatures"] = quantities.half_temperatures(self.counts, self.sums, self.layout)
+        return arrays
+
+    def _begin(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        self.counts, self.sums = layout.zeros(device)
+        if not self.grid:
+            self.unpaired = "training batches are not paired"
+        elif not self.sampling.known:
+            self.unpaired = self.sampling.reason
+        elif self.settings.probe_items > 0 and not self.unpaired:
+            self.probe = Probe(self.sampling.num_items, layout, self.settings.probe_items, device)
+            self.probe.load_state(self.reference_state)
+
+    def _expected_items(self) -> int:
+        """Items in the current batch, padding included; 0 if unknown."""
+        if self.sampling.batch_size is None or self.sampling.owned is None:
+            return 0
+        padded = math.ceil(self.sampling.num_items / self.sampling.stride)
+        return max(0, min(self.sampling.batch_size, padded - self._position))
+
+    def _items(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int | None]:
+        """Rows grouped by item and without padding; the number of items, or None if rows could not be told apart."""
+        expected = self._expected_items()
+        if not expected or self._calls:
+            return logits, target, None
+        if len(logits) != expected:
+            # Tokens of a sequence are often flattened into rows: (B * L, C) becomes (B, C, L), the unit of sampling.
+            if len(logits) % expected or logits.ndim != 2 or target.ndim != 1:
+                return logits, target, None
+            logits = logits.unflatten(0, (expected, -1)).movedim(1, -1)
+            target = target.unflatten(0, (expected, -1))
+        owned = max(0, min(expected, self.sampling.owned - self._position))
+        return logits[:owned], target[:owned], owned
+
+    def _add_to_probe(self, logits: Tensor, target: Tensor, owned: int | None) -> None:
+        if owned is None:
+            several = "the step calls the loss several times" if self._calls > 1 else "rows of a batch are not its items"
+            self.unpair(several)
+            return
+        count = torch.arange(self._position, self._position + owned, device=logits.device)
+        self.probe.update(self.sampling.first + self.sampling.stride * count, logits, target)
+
+
+def infer_layout(captured: Captured, settings: Settings, grid: bool) -> Layout:
+    """Layout from the first captured batch."""
+    logits = captured.logits
+    if captured.task == "binary":
+        num_classes = 2
+    elif logits.ndim < 2:
+        raise ValueError(f"Expected logits of shape (N, C, ...), but got {tuple(logits.shape)}.")
+    else:
+        num_classes = logits.shape[1] if settings.num_classes is None else settings.num_classes
+    return _layout(captured.task, num_classes, captured.ignore_index, settings, grid)
+
+
+def _layout(task: Any, num_classes: int, ignore_index: int | None, settings: Settings, grid: bool) -> Layout:
+    return Layout(
+        num_classes=num_classes,
+        task=task,
+        num_bins=settings.num_bins,
+        top_k=settings.top_k,
+        temperatures=EVALUATION_TEMPERATURES if grid else (),
+        ignore_index=ignore_index,
+    )
+
+
+def fold(states: list[StageState], device: torch.device) -> str | None:
+    """Adds up the states of all ranks, in place, with three collectives; a no-op in a single process.
+
+    The first (MAX) agrees on a header for each loader: whether any rank has a layout, its task, classes and ignored index, a
+    hash of the layout, and whether any rank lost its pairing or a part. The second and third (SUM) carry all counts, and
+    all sums with the probes. A rank without data adopts the layout and adds zeros.
+
+    Returns:
+        None, or one sentence if ranks disagree; then nothing was folded, on any rank.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    if torch.distributed.get_world_size() == 1 or not states:
+        return None
+    header = torch.tensor([_header(state) for state in states], dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(header, op=torch.distributed.ReduceOp.MAX)
+    agreed = header.tolist()
+    for state, row in zip(states, agreed, strict=True):
+        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial = row
+        if not known:
+            continue
+        if high != -negated_low:
+            where = f"{state.stage} loader {state.loader}"
+            return f"ranks captured different losses or class counts in {where}; nothing of this evaluation is reported"
+        task = "binary" if is_binary else "multiclass"
+        ignored = None if ignore_index == NO_LAYOUT else ignore_index
+        state.adopt(_layout(task, num_classes, ignored, state.settings, state.grid), device)
+        if unpaired and state.probe is not None:
+            state.unpair("another rank could not pair its rows")
+        state.complete = state.complete and not partial
+    active = [state for state in states if state.layout is not None]
+    if not active:
+        return None
+    _all_reduce([state.counts for state in active])
+    _all_reduce(
+        [state.sums for state in active]
+        + [state.probe.current[:-1] for state in active if state.probe is not None]
+    )
+    return None
+
+
+def _header(state: StageState) -> list[int]:
+    if state.layout is None:
+        return [0, 0, 0, NO_LAYOUT, NO_LAYOUT, NO_LAYOUT, 0, int(not state.complete)]
+    layout, digest = state.layout, int(state.layout.fingerprint, 16)
+    ignore_index = NO_LAYOUT if layout.ignore_index is None else layout.ignore_index
+    unpaired = int(state.probe is None and bool(state.unpaired))
+    return [
+        1,
+        int(layout.task == "binary"),
+        layout.num_classes,
+        ignore_index,
+        digest,
+        -digest,
+        unpaired,
+        int(not state.complete),
+    ]
+
+
+def _all_reduce(tensors: list[Tensor]) -> None:
+    packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(packed)
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(packed[start : start + tensor.numel()].view(tensor.shape))
+        start += tensor.numel()

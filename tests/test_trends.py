@@ -1,0 +1,454 @@
+"""What is proved about `trends`: a decision uses the points given and nothing else, is equal at any
+scale, never raises or warns on any list of floats, opens on real rises within stated evaluations,
+stays silent on healthy curves and wandering noise, and `compare` names what its interval shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lossacc.trends import MAX_REPEATS, Shift, compare, find_rise, jitter
+
+FREE = {"relative_floor": 0.0, "absolute_floor": 0.0}
+
+
+def decay(count: int, floor: float = 0.5, amplitude: float = 1.5, scale: float = 10.0):
+    return floor + amplitude * np.exp(-np.arange(count) / scale)
+
+
+def noise(seed: int, count: int, deviation: float = 0.01) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.0, deviation, count)
+
+
+def autoregression(seed: int, count: int, correlation: float) -> np.ndarray:
+    shocks = noise(seed, count, 0.01 * math.sqrt(1 - correlation**2))
+    shocks[0] /= math.sqrt(1 - correlation**2)
+    for index in range(1, count):
+        shocks[index] += correlation * shocks[index - 1]
+    return shocks
+
+
+def digits(seed: int) -> np.ndarray:
+    """2.0 down to 0.14 over 40 evaluations, +0.02 until evaluation 100, jitter 0.002."""
+    steps = np.arange(110)
+    rise = 0.02 * np.clip(steps - 40, 0, None) / 60
+    return decay(110, 0.14, 1.86, 7.0) + rise + noise(seed, 110, 0.002)
+
+
+def breast_cancer(seed: int) -> np.ndarray:
+    """Lowest, 0.115, at evaluation 9 of 300, then straight up to 0.20."""
+    rise = 0.085 * np.clip(np.arange(300) - 9, 0, None) / 290
+    return decay(300, 0.115, 0.6, 1.6) + rise + noise(seed, 300, 0.0005)
+
+
+def first_rise(values, **floors) -> tuple[int, Shift] | None:
+    values = [float(value) for value in values]
+    for stop in range(1, len(values) + 1):
+        if (found := find_rise(values[:stop], **floors)) is not None:
+            return stop - 1, found
+    return None
+
+
+class TestOpens:
+    # Ten seeds each: jitter decides when exactly, and the bounds hold for all.
+    @pytest.mark.parametrize("seed", range(10))
+    def test_digits_opens_between_its_floor_and_evaluation_100(self, seed: int) -> None:
+        opened, shift = first_rise(digits(seed))
+        assert 60 < opened < 100
+        assert 35 <= shift.reference <= 65
+        assert shift.reference < shift.onset <= opened
+        assert shift.threshold < shift.change < 0.025
+        assert 0.001 < shift.noise < 0.005
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_breast_cancer_opens_with_nine_steep_evaluations_before(self, seed: int) -> None:
+        opened, shift = first_rise(breast_cancer(seed))
+        assert 30 < opened < 65
+        assert 6 <= shift.reference <= 14
+        assert shift.reference < shift.onset <= 30
+        # The steep start (0.6 nats) must not get into the jitter of 0.0005.
+        assert shift.noise < 0.002
+
+    # One slope, one step, one logarithm: the shapes whose delays differ most; sd 0.01.
+    @pytest.mark.parametrize(
+        ("shape", "latest", "latest_onset"),
+        [
+            (lambda u: 0.5 * u, 62, 50),
+            (lambda u: 6.0 * (u > 0), 56, 43),
+            (lambda u: 0.2 * u, 76, 63),
+        ],
+        ids=["slope half a sd", "step of six sd", "slope a fifth of a sd"],
+    )
+    def test_rises_of_known_size(self, shape, latest: int, latest_onset: int) -> None:
+        steps = np.arange(80)
+        base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10)
+        rise = 0.01 * shape(np.maximum(steps - 40, 0))
+        for seed in range(8):
+            opened, shift = first_rise(base + rise + noise(seed, 80))
+            assert 40 < opened <= latest
+            assert 36 <= shift.onset <= latest_onset
+
+    def test_short_run(self) -> None:
+        values = 0.25 + 0.5 * np.exp(-np.arange(25.0)) + 0.02 * np.maximum(np.arange(25) - 3, 0)
+        opened, shift = first_rise(values + noise(0, 25, 0.003))
+        assert opened <= 13
+        assert shift.reference in (2, 3, 4)
+
+    def test_fall_of_accuracy_is_a_rise_of_the_negated_series(self) -> None:
+        accuracy = np.concatenate((np.linspace(0.5, 0.95, 30), np.linspace(0.95, 0.80, 30)))
+        negated = -(accuracy + noise(1, 60, 0.004))
+        opened, shift = first_rise(negated)
+        assert 33 <= opened <= 45
+        assert shift.threshold >= 0.05 * 0.9
+        assert first_rise(-negated[:30]) is not None
+        assert first_rise(negated[:30]) is None
+
+
+class TestSilent:
+    # Shapes without jitter: a false alarm here would be one of bookkeeping, not of chance.
+    @pytest.mark.parametrize(
+        "curve",
+        [
+            decay(120),
+            decay(120, 0.1, 2.0, 2.0),
+            2.0 / np.sqrt(1 + np.arange(120)),
+            np.where(np.arange(120) < 50, decay(120), 0.4),
+            np.full(120, 0.5),
+            np.full(120, 0.0),
+            np.linspace(3.0, -3.0, 120),
+        ],
+        ids=["exponential", "fast", "power law", "rate drop", "constant", "zero", "through zero"],
+    )
+    def test_healthy_shapes_with_floors_off(self, curve: np.ndarray) -> None:
+        assert first_rise(curve, **FREE) is None
+
+    # White and heavy-tailed noise without floors; wandering and spikes as in real use. Bounds are
+    # about five times the simulated rates, or one run where that is none.
+    @pytest.mark.parametrize(
+        ("make", "floors", "allowed"),
+        [
+            (lambda seed: noise(seed, 100), FREE, 1),
+            (lambda seed: 0.01 * np.random.default_rng(seed).standard_t(3, 100), FREE, 1),
+            (lambda seed: autoregression(seed, 100, 0.5), {}, 1),
+            (lambda seed: autoregression(seed, 100, 0.8), {}, 3),
+            (
+                lambda seed: (
+                    noise(seed, 100) + 0.2 * (np.random.default_rng([seed, 1]).random(100) < 0.03)
+                ),
+                {},
+                1,
+            ),
+            (lambda seed: np.round(noise(seed, 100), 2), FREE, 1),
+        ],
+        ids=["white", "t3", "AR(0.5)", "AR(0.8)", "spikes", "rounded"],
+    )
+    def test_false_alarms(self, make, floors: dict[str, float], allowed: int) -> None:
+        alarms = [first_rise(decay(100) + make(seed), **floors) for seed in range(30)]
+        assert sum(alarm is not None for alarm in alarms) <= allowed
+
+    def test_two_spikes_in_a_row_are_no_level(self) -> None:
+        values = decay(60) + noise(3, 60)
+        values[[45, 46, 48]] = 0.9, 0.85, 0.95
+        assert first_rise(values) is None
+
+    def test_floors_decide_what_matters(self) -> None:
+        values = np.concatenate((decay(60), np.full(40, 0.5 * 1.03))) + noise(4, 100, 0.0005)
+        assert first_rise(values) is None
+        assert first_rise(values, relative_floor=0.01, absolute_floor=0.0) is not None
+        assert first_rise(values, relative_floor=0.0, absolute_floor=0.02) is None
+
+    def test_an_excursion_no_larger_than_one_that_recovered(self) -> None:
+        # Two equal bumps of 0.2: the first is news, the second is what this run does.
+        steps = np.arange(120)
+        bumps = 0.2 * np.exp(-(((steps - 40) / 5) ** 2)) + 0.2 * np.exp(-(((steps - 90) / 5) ** 2))
+        values = (0.5 + bumps + noise(5, 120, 0.004)).tolist()
+        found = [index for index in range(8, 121) if find_rise(values[:index]) is not None]
+        assert found
+        assert max(found) < 60
+
+    def test_gone_again(self) -> None:
+        values = (
+            0.5 + 0.2 * np.exp(-(((np.arange(80) - 40) / 5) ** 2)) + noise(6, 80, 0.004)
+        ).tolist()
+        assert find_rise(values[:42]) is not None
+        assert find_rise(values) is None
+
+    def test_below_eight_evaluations(self) -> None:
+        values = [1.0, 0.5, 0.6, 0.8, 1.1, 1.5, 2.0]
+        assert find_rise(values) is None
+        assert find_rise([*values, math.nan, math.inf]) is None
+
+    def test_sampling_errors_that_hide_the_rise(self) -> None:
+        values = digits(0).tolist()
+        assert find_rise(values, errors=[0.0] * 110) == find_rise(values) is not None
+        assert find_rise(values, errors=[0.01] * 110) is None
+
+
+class TestInvariants:
+    def test_a_decision_has_no_memory(self) -> None:
+        values = digits(2).tolist()
+        stops = range(1, len(values) + 1)
+        forwards = {stop: find_rise(values[:stop]) for stop in stops}
+        backwards = {stop: find_rise(values[:stop]) for stop in reversed(stops)}
+        assert forwards == backwards
+        # Confirmed: what is seen at one evaluation alone does not open.
+        opened = min(stop for stop, found in forwards.items() if found)
+        assert all(found.onset < stop for stop, found in forwards.items() if found)
+        spike = [*values[: opened - 2], 0.5]
+        assert find_rise(spike) is None
+
+    # Powers of two are exact; the others round, and the extremes would underflow if squared.
+    @pytest.mark.parametrize("factor", [0.5, 1e-3, 3.0, 1e3, 1e-30, 1e30])
+    def test_scale(self, factor: float) -> None:
+        values = digits(3)
+        for stop in range(8, 111, 3):
+            plain = find_rise(values[:stop].tolist(), absolute_floor=0.0)
+            scaled = find_rise((values[:stop] * factor).tolist(), absolute_floor=0.0)
+            assert (plain is None) == (scaled is None)
+            if plain is not None:
+                assert scaled.reference == plain.reference
+                assert (scaled.onset, scaled.width) == (plain.onset, plain.width)
+                assert scaled.change == pytest.approx(plain.change * factor, rel=1e-9)
+                assert scaled.noise == pytest.approx(plain.noise * factor, rel=1e-9)
+        now = compare(values.tolist(), 45, 0.01)
+        then = compare((values * factor).tolist(), 45, 0.01 * factor)
+        assert then.kind == now.kind
+        assert then.low == pytest.approx(now.low * factor, rel=1e-9)
+
+    def test_values_that_are_not_finite_are_left_out(self) -> None:
+        values = digits(4).tolist()
+        plain = find_rise(values)
+        holes = list(values)
+        for index, value in ((3, math.nan), (50, math.inf), (50, -math.inf), (90, math.nan)):
+            holes.insert(index, value)
+        shift = find_rise([*holes, math.nan])
+        finite = [index for index, value in enumerate(holes) if math.isfinite(value)]
+        assert plain is not None
+        assert shift == dataclasses.replace(
+            plain, reference=finite[plain.reference], onset=finite[plain.onset]
+        )
+        assert jitter(holes) == jitter(values)
+
+    @given(st.lists(st.floats(-3, 3), min_size=2, max_size=40), st.integers(1, MAX_REPEATS))
+    @settings(max_examples=300, deadline=None)
+    def test_repeating_the_last_point_changes_nothing(
+        self, values: list[float], times: int
+    ) -> None:
+        values = [*values, values[-1] + 1.0]
+        assert find_rise(values + [values[-1]] * times) == find_rise(values)
+
+    @pytest.mark.parametrize("times", [1, 4, 5, 8, 40])
+    def test_repeating_a_high_last_point_of_pure_noise(self, times: int) -> None:
+        for seed in range(20):
+            values = (0.5 + noise(seed, 60)).tolist()
+            values[-1] = 0.53
+            assert find_rise(values + [values[-1]] * times, **FREE) is None
+
+    def test_a_dead_network_is_a_level(self) -> None:
+        values = (decay(40) + noise(7, 40)).tolist() + [2.302585] * 9
+        opened, shift = first_rise(values)
+        assert opened == 40 + MAX_REPEATS + 1
+        assert shift.change == pytest.approx(2.302585 - 0.53, abs=0.03)
+
+    def test_small_added_noise_changes_few_decisions(self) -> None:
+        changed = total = 0
+        for seed in range(6):
+            values = digits(seed)
+            added = values + noise(100 + seed, 110, 0.0002)
+            for stop in range(8, 111, 2):
+                one, other = find_rise(values[:stop].tolist()), find_rise(added[:stop].tolist())
+                changed += (one is None) != (other is None)
+                total += 1
+        assert changed <= 0.05 * total
+
+    @given(
+        st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60),
+        st.floats(allow_nan=True, allow_infinity=True),
+    )
+    @settings(max_examples=500, deadline=None)
+    def test_nothing_raises_or_warns(self, values: list[float], error: float) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for floors in ({}, FREE):
+                shift = find_rise(values, errors=[error] * len(values), **floors)
+                assert shift is None or 0 <= shift.reference < shift.onset < len(values)
+                assert shift is None or shift.change > shift.threshold or shift.change == math.inf
+            deviation = jitter(values)
+            assert deviation is None or deviation >= 0
+            if values:
+                compare(values, len(values) // 2, 0.01, errors=[error] * len(values))
+
+    # 10 000 points is the longest run of the promise; one is the shortest.
+    @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 10_000])
+    @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
+    def test_lengths_and_magnitudes(self, count: int, factor: float) -> None:
+        values = ((0.5 + noise(8, count)) * factor).tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert find_rise(values, absolute_floor=0.0) is None
+            assert (jitter(values) is None) == (count < 8)
+            assert compare(values, count // 3, factor).kind in ("flat", "undecided")
+
+    # A rise is the slow case: every width is looked at, twice.
+    @pytest.mark.parametrize(("count", "budget"), [(100, 1e-3), (2000, 5e-3)])
+    def test_time_of_one_decision(self, count: int, budget: float) -> None:
+        values = (0.5 + 0.01 * np.arange(count) + noise(9, count)).tolist()
+        assert find_rise(values) is not None
+        seconds = []
+        for _ in range(30):
+            began = time.perf_counter()
+            find_rise(values)
+            compare(values, count // 2, 0.01)
+            seconds.append(time.perf_counter() - began)
+        assert min(seconds) < budget
+
+    def test_arguments(self) -> None:
+        for wrong in ({"alpha": 0.0}, {"alpha": 0.5}, {"alpha": math.nan}):
+            with pytest.raises(ValueError, match="alpha"):
+                find_rise([1.0] * 9, **wrong)
+            with pytest.raises(ValueError, match="alpha"):
+                compare([1.0] * 9, 0, 0.1, **wrong)
+        for wrong in ({"relative_floor": -0.1}, {"absolute_floor": math.nan}):
+            with pytest.raises(ValueError, match="floors"):
+                find_rise([1.0] * 9, **wrong)
+        with pytest.raises(ValueError, match="`errors` to have 9 entries"):
+            find_rise([1.0] * 9, errors=[1.0])
+        for reference in (-1, 9):
+            with pytest.raises(ValueError, match="reference"):
+                compare([1.0] * 9, reference, 0.1)
+        for margin in (-0.1, math.nan):
+            with pytest.raises(ValueError, match="margin"):
+                compare([1.0] * 9, 0, margin)
+
+
+class TestCompare:
+    # Two constant levels, so jitter is 0 and the interval is change -+ 2.3263 sqrt(2) error:
+    # half width 0.0658 for an error of 0.02, 0.3290 for 0.1. One row a kind, both signs, and the
+    # two rows where precedence decides.
+    @pytest.mark.parametrize(
+        ("change", "error", "margin", "kind"),
+        [
+            (0.20, 0.02, 0.10, "up"),
+            (-0.20, 0.02, 0.10, "down"),
+            (0.02, 0.02, 0.10, "flat"),
+            (0.08, 0.02, 0.15, "flat"),
+            (0.08, 0.02, 0.08, "up"),
+            (0.08, 0.02, 0.10, "not-down"),
+            (-0.08, 0.02, 0.10, "not-up"),
+            (0.30, 0.10, 0.10, "not-down"),
+            (0.02, 0.10, 0.10, "undecided"),
+        ],
+    )
+    def test_kinds(self, change: float, error: float, margin: float, kind: str) -> None:
+        values = [1.0] * 12 + [1.0 + change] * 12
+        # Without a finer step the two levels would pass for values rounded to that step.
+        values[0] += 1e-9
+        verdict = compare(values, 6, margin, errors=[error] * 24)
+        assert verdict.kind == kind
+        assert verdict.change == pytest.approx(change, abs=1e-12)
+        assert verdict.resolvable == pytest.approx(2.326348 * math.sqrt(2) * error, abs=1e-8)
+        assert verdict.low == pytest.approx(verdict.change - verdict.resolvable)
+        assert verdict.high == pytest.approx(verdict.change + verdict.resolvable)
+        assert verdict.margin == margin
+
+    def test_jitter_is_the_noise(self) -> None:
+        values = (0.5 + noise(10, 80)).tolist()
+        verdict = compare(values, 40, 0.05)
+        assert verdict.kind == "flat"
+        # 2.3263 sd (1 + 6 / 43) sqrt(2 * 1.09 / 7), sd within 40 % of 0.01.
+        expected = 2.326348 * 0.01 * (1 + 6 / 43) * math.sqrt(2 * 1.09 / 7)
+        assert expected * 0.6 < verdict.resolvable < expected * 1.6
+        assert compare(values, 40, verdict.resolvable / 2).kind in (
+            "undecided",
+            "not-up",
+            "not-down",
+        )
+
+    def test_wandering_widens_the_interval(self) -> None:
+        white = [compare((0.5 + noise(s, 80)).tolist(), 40, 1.0).resolvable for s in range(15)]
+        slow = [
+            compare((0.5 + autoregression(s, 80, 0.8)).tolist(), 40, 1.0).resolvable
+            for s in range(15)
+        ]
+        assert np.median(slow) > 1.5 * np.median(white)
+
+    def test_a_step_is_no_jitter(self) -> None:
+        values = np.concatenate((np.full(20, 0.9), np.full(20, 0.8))) + noise(11, 40, 0.002)
+        verdict = compare(values.tolist(), 15, 0.01)
+        assert verdict.kind == "down"
+        assert verdict.resolvable < 0.01
+
+    def test_reference_in_a_steep_fall_is_read_at_its_level(self) -> None:
+        # The lowest and the highest of the window are left out, so one outlier moves nothing.
+        values = (0.5 + noise(12, 60, 0.001)).tolist()
+        plain = compare(values, 30, 0.01).change
+        values[31] = 5.0
+        assert compare(values, 30, 0.01).change == pytest.approx(plain, abs=0.002)
+
+    # 7 fits from reference 3 on with 7 + 3 values after it; a smaller one is taken otherwise.
+    @pytest.mark.parametrize(
+        ("count", "reference", "width"),
+        [(40, 20, 7), (14, 3, 7), (13, 3, 5), (40, 2, 5), (40, 1, 3), (40, 0, 1), (40, 39, 1)],
+    )
+    def test_windows(self, count: int, reference: int, width: int) -> None:
+        values = np.cumsum(np.arange(count, dtype=float))
+
+        def level(window: np.ndarray) -> float:
+            return float(np.sort(window)[1:-1].mean() if len(window) > 1 else window[0])
+
+        half = width // 2
+        expected = level(values[-width:]) - level(values[reference - half : reference + half + 1])
+        assert compare(values.tolist(), reference, 1.0).change == pytest.approx(expected)
+
+    def test_reference_that_is_not_finite(self) -> None:
+        values = (0.5 + noise(13, 40)).tolist()
+        holes = [*values[:21], math.nan, math.inf, *values[21:]]
+        assert compare(holes, 22, 0.1) == compare(values, 20, 0.1)
+        assert compare([math.nan, *values], 0, 0.1) == compare(values, 0, 0.1)
+
+    def test_too_few_values(self) -> None:
+        verdict = compare([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, math.nan], 0, 0.1)
+        assert (verdict.kind, verdict.change, verdict.resolvable) == ("undecided", 6.0, math.inf)
+        nothing = compare([math.nan], 0, 0.1)
+        assert nothing.kind == "undecided"
+        assert math.isnan(nothing.change)
+
+
+class TestJitter:
+    # Scale of the curve against its jitter from 0 to 1e5: blind to a trend.
+    @pytest.mark.parametrize(
+        "trend",
+        [np.zeros(100), decay(100), np.linspace(0, 1e3, 100)],
+        ids=["flat", "decay", "line"],
+    )
+    def test_white_noise(self, trend: np.ndarray) -> None:
+        estimates = [jitter((trend + noise(seed, 100)).tolist()) for seed in range(20)]
+        assert np.median(estimates) == pytest.approx(0.01, rel=0.15)
+        assert max(estimates) < 0.016
+
+    def test_outliers_and_wandering(self) -> None:
+        values = 0.5 + noise(14, 100)
+        plain = jitter(values.tolist())
+        values[[20, 50, 80]] = 9.0
+        assert jitter(values.tolist()) < 1.5 * plain
+        slow = [jitter(autoregression(seed, 200, 0.8).tolist()) for seed in range(10)]
+        assert 0.005 < np.median(slow) < 0.01
+
+    def test_hand_computed(self) -> None:
+        # +-1 in turn: |second difference| 4 at odd lags and 0 at lag 2; lag 3 keeps
+        # 1 - 0.6 sqrt(3 / 14) of it, so lag 1 decides: 4 / (1.036433 sqrt(6)).
+        assert jitter([(-1.0) ** index for index in range(20)]) == pytest.approx(1.575588, rel=1e-5)
+
+    def test_constant_rounded_and_short(self) -> None:
+        assert jitter([0.7] * 20) == 0.0
+        # Two values 0.01 apart, mostly repeating: the rounding error, 0.01 / sqrt(12).
+        assert jitter([0.5] * 15 + [0.51] + [0.5] * 14) == pytest.approx(0.01 / math.sqrt(12))
+        assert jitter([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0]) is None
