@@ -87,7 +87,8 @@ class Range:
             low = min(low, trained)
         if high > 0 and low < high / 30:
             return cls(max(low, high * 1e-4), high, log=True)
-        return cls(low, high)
+        # Less than a tenth of the loss would show noise as if it were news.
+        return cls._of_length(low, high, 0.1 * abs(high))
 
     @classmethod
     def of_accuracy(cls, percent: list[float]) -> Range:
@@ -98,7 +99,11 @@ class Range:
         low, high = values[len(values) // 10], values[-1]
         if high - values[0] <= 2.5 * max(high - low, 4.0):
             low = values[0]
-        air = max(4.0 - (high - low), 0.0) / 2
+        return cls._of_length(low, high, 4.0)
+
+    @classmethod
+    def _of_length(cls, low: float, high: float, least: float) -> Range:
+        air = max(least - (high - low), 0.0) / 2
         return cls(low - air, high + air)
 
     def limits(self, below: float, above: float) -> tuple[float, float]:
@@ -106,9 +111,9 @@ class Range:
         if self.log:
             span = math.log10(self.high / self.low)
             return self.low * 10 ** (-below * span), self.high * 10 ** (above * span)
-        span = max(self.high - self.low, 0.1 * abs(self.high), 1e-12)
-        air = (span - (self.high - self.low)) / 2
-        return self.low - air - below * span, self.high + air + above * span
+        # All zero: any length will do.
+        span = self.high - self.low or 1.0
+        return self.low - below * span, self.high + above * span
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,9 @@ class Mark:
 
 def marks_of(events: Sequence[Event], curves: Curves) -> list[tuple[float, str, bool]]:
     """(x, text, is an event): each event where it opened, warnings first, then each reference."""
-    opened = {event.id: event for event in reversed(events)}
+    opened: dict[str, Event] = {}
+    for event in events:
+        opened.setdefault(event.id, event)
     closed = {event.id: event.epoch for event in events if event.status == "closed"}
     order = sorted(opened.values(), key=lambda event: (event.level != "warning", event.global_step))
     marks = []

@@ -159,7 +159,7 @@ class Table(LightningDataModule, ABC):
         label_noise: float = 0.0,
         seed: int = 0,
         batch_size: int = 32,
-        val_batch_size: int = 256,
+        val_batch_size: int = 512,
     ) -> None:
         super().__init__()
         if not 0 <= label_noise <= 1:

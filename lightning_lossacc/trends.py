@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Kind = Literal["up", "down", "flat", "not-down", "not-up", "undecided"]
 
-# With fewer evaluations the second differences say next to nothing about jitter.
-MIN_EVALUATIONS = 8
+MIN_EVALUATIONS = 8  # Fewer say next to nothing about jitter.
 # Evaluations averaged for a level: narrow ones see a fast rise soon, wide ones a small rise at all.
 WIDTHS = (1, 3, 7, 15, 31)
 # Half of a running median of five: it takes three outliers in five evaluations to pass it.
@@ -41,18 +40,17 @@ QUANTILE = 0.7
 # That quantile of the absolute second difference of white noise with standard deviation 1.
 NORMAL_DIFFERENCE = NormalDist().inv_cdf(0.5 + QUANTILE / 2) * math.sqrt(6)
 # The largest estimate over lags is taken, each lowered by so many of its relative standard errors:
-# long lags leave few independent differences, and white noise would look like wandering.
-LAG_DISCOUNT = 0.6
-# Relative inflation of the jitter by 1 + 6 / n, because it is itself estimated.
-SMALL_SAMPLE = 6.0
+# long lags leave few independent differences. Less in `compare`, whose quantile is not strict: with
+# 0.6 its intervals missed twice as often in AR(0.8) noise.
+SCAN_DISCOUNT = 0.6
+COMPARE_DISCOUNT = 0.3
+SMALL_SAMPLE = 6.0  # Jitter is inflated by 1 + 6 / n, because it is itself estimated.
 EXCURSION_FACTOR = 1.25
-# Older jitter says less about now; bounds the time of a decision.
-NOISE_WINDOW = 400
+NOISE_WINDOW = 400  # Bounds the time of a decision.
 # Identical values at the end count once, unless there are more repeats than this (a dead network).
 MAX_REPEATS = 4
-COMPARE_WIDTHS = (7, 5, 3, 1)
-# Normal values: variance of the median of 3, the middle 3 of 5, the middle 5 of 7, over the mean's.
-TRIMMED_VARIANCE = {1: 1.0, 3: 1.35, 5: 1.14, 7: 1.09}
+# Normal values: variance of the middle 5 of 7, 3 of 5 and 1 of 3, over that of the mean.
+TRIMMED_VARIANCE = {7: 1.09, 5: 1.14, 3: 1.35, 1: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def find_rise(
         ValueError: if `alpha` or a floor is out of range or `errors` has another length.
     """
     if not relative_floor >= 0 <= absolute_floor:
-        floors = f"{relative_floor} and {absolute_floor}"
+        floors = (relative_floor, absolute_floor)
         raise ValueError(f"Expected both floors to be 0 or more, but got {floors}.")
     series, deviations, positions, scale = _finite(values, errors, alpha)
     different = np.flatnonzero(series != series[-1:])
@@ -176,7 +174,8 @@ def compare(
     centred window fits and the two do not overlap. The interval is `change -+ Phi^-1(1 - alpha) s`
     with `s = max(sigma sqrt(2 v), hypot(e_now, e_reference))`: `sigma` is the jitter from the
     reference window on (of the last 20 values at least), `v` the variance of such a mean under the
-    autocorrelation of the series. Nothing is spent over evaluations: ask once.
+    autocorrelation of the series. Nothing is spent over evaluations: ask once. Below 8 finite
+    values the interval is infinite and the verdict `undecided`.
 
     Args:
         values: one value an evaluation, oldest first.
@@ -184,9 +183,6 @@ def compare(
         margin: the largest change that counts as none, in units of the series.
         alpha: level of each of both one-sided tests, in (0, 0.5).
         errors: as for `find_rise`.
-
-    Returns:
-        The verdict; `undecided` with an infinite interval below 8 finite values.
 
     Raises:
         ValueError: if `reference` is no index, or `margin`, `alpha` or `errors` is out of range.
@@ -200,7 +196,7 @@ def compare(
     if count == 0:
         return Verdict("undecided", math.nan, -math.inf, math.inf, margin, math.inf)
     center = max(int(np.searchsorted(positions, reference, side="right")) - 1, 0)
-    width = next((w for w in COMPARE_WIDTHS if w // 2 <= center < count - w - w // 2), 1)
+    width = next((w for w in TRIMMED_VARIANCE if w // 2 <= center < count - w - w // 2), 1)
     first = center - width // 2
     before, now = _trimmed_mean(series[first : first + width]), _trimmed_mean(series[-width:])
     change, half = now - before, math.inf
@@ -208,7 +204,7 @@ def compare(
         start = max(min(first, count - 20), 0)
         side = (series[center + 1 :] - (before + now) / 2) * change <= 0
         step = center + 1 + int(np.count_nonzero(side))
-        noise, correlation = _Differences(series).noise(start, count, step)
+        noise, correlation = _Differences(series).noise(start, count, step, COMPARE_DISCOUNT)
         noise *= 1 + SMALL_SAMPLE / (count - start)
         variance = 2 * TRIMMED_VARIANCE[width] * _variance_of_mean(width, correlation)
         sampling = math.hypot(deviations[-1], deviations[center])
@@ -221,14 +217,15 @@ def compare(
 def jitter(values: Sequence[float]) -> float | None:
     """Robust standard deviation of one evaluation around its trend; None below 8 finite values.
 
-    The largest over the lags 1, 2 and 3 of `q / (Phi^-1(0.85) sqrt(6))`, with `q` the 0.7-quantile
-    of the absolute second differences (lags 2 and 3 lowered by 0.6 of their standard error), and at
-    least the rounding error, in units of the series. Blind to a linear trend and 10 % of outliers.
+    `q / (Phi^-1(0.85) sqrt(6))` with the 0.7-quantile `q` of the absolute second differences, or
+    the rounding error if that is larger, in units of the series. Blind to a linear trend and 10 %
+    outliers; of a series that wanders, only what moves between neighbours is measured.
     """
     series, _, _, scale = _finite(values)
     if len(series) < MIN_EVALUATIONS:
         return None
-    return _Differences(series).noise(0, len(series), lags=(1, 2, 3))[0] * scale
+    differences = _Differences(series)
+    return max(_deviation(differences.by_lag[1]), differences.rounding) * scale
 
 
 class _Scan:
@@ -252,10 +249,7 @@ class _Scan:
             self.excursions[width] = np.maximum.accumulate(rises)
 
     def rise(self, last: int, width: int, frozen: bool = False) -> Shift | None:
-        """The rise at one width, with indexes and units of the scan, if the series ends at `last`.
-
-        If `frozen`, the current level is the last value alone: one draw that then only repeated.
-        """
+        """The rise at `width` if the series ends at `last`; to that value alone if `frozen`."""
         end = last - HALF_MEDIAN - (width - 1)
         if end < width:
             return None
@@ -265,17 +259,17 @@ class _Scan:
         newest = float(self.series[last]) - level
         change = newest if frozen else float(average[end]) - level
         floor = max(self.floors[0] * abs(level), self.floors[1])
-        recent = self.medians[end : end + width] - level > change / 2
-        sustained = 2 * np.count_nonzero(recent) > width and (width > 3 or newest > change / 2)
-        if not (change > floor and sustained):
+        recent = np.count_nonzero(self.medians[end : end + width] - level > change / 2)
+        lasting = frozen or (2 * recent > width and (width > 3 or newest > change / 2))
+        if not (change > floor and lasting):
             return None
         above = average[low : end + 1] - level
         excursion = 0.0 if frozen else EXCURSION_FACTOR * self._recovered(width, low, above)
         # Jitter is measured since the series came within `change` of the lower level: a bend
-        # further up is no jitter, and one inside cannot hide the change that it is part of.
+        # further up is no jitter, and one inside cannot hide the change that it is part of. Nor
+        # is the step itself: differences that straddle it are left out.
         start = int(np.argmax(self.medians[: last - 1] <= level + change))
         start = max(min(start, last + 1 - MIN_EVALUATIONS), last + 1 - NOISE_WINDOW, 0)
-        # Nor is the step itself: differences that straddle it are left out.
         step = low + int(np.flatnonzero(above <= change / 2)[-1]) + width - 1
         noise, correlation = self.differences.noise(start, last + 1, max(step, start))
         noise *= 1 + SMALL_SAMPLE / (last + 1 - start)
@@ -312,12 +306,11 @@ class _Differences:
         }
         gaps = np.diff(np.sort(series))
         gaps = gaps[gaps > 0]
-        # Standard deviation of rounding: rounded values repeat, and so may hide their jitter.
-        rounded = 0 < len(gaps) < len(series) - 1
+        rounded = 0 < len(gaps) < len(series) - 1  # Values that repeat may hide their jitter.
         self.rounding = float(gaps.min()) / math.sqrt(12) if rounded else 0.0
 
     def noise(
-        self, start: int, stop: int, step: int | None = None, lags: Sequence[int] = LAGS
+        self, start: int, stop: int, step: int, discount: float = SCAN_DISCOUNT
     ) -> tuple[float, float]:
         """Standard deviation and lag-1 autocorrelation of `series[start:stop]` around its trend.
 
@@ -326,19 +319,17 @@ class _Differences:
         lag; both give `phi`, clipped to [0, 0.95] and rounded to 0.01.
         """
         estimates: list[float] = []
-        for lag in lags:
+        for lag in LAGS:
             if stop - start <= 2 * lag:
                 break
             differences = self.by_lag[lag][start : stop - 2 * lag]
-            if lag > 1 and step is not None:
+            if lag > 1:
                 kept = differences[: max(step - 2 * lag - start, 0)], differences[step - start :]
                 differences = np.concatenate(kept)
-            if lag > 1 and len(differences) < max(6, 1.5 * lag):
-                continue
-            rank = int(QUANTILE * len(differences))
-            estimate = float(np.partition(differences, rank)[rank]) / NORMAL_DIFFERENCE
-            discount = LAG_DISCOUNT * math.sqrt(lag / len(differences)) if lag > 1 else 0.0
-            estimates.append(estimate * (1 - discount))
+                if len(differences) < max(6, 1.5 * lag):
+                    continue
+            error = math.sqrt(lag / len(differences)) if lag > 1 else 0.0
+            estimates.append(_deviation(differences) * (1 - discount * error))
         longest = max(estimates)
         ratio = (estimates[0] / longest) ** 2 if longest > 0 else 1.0
         return max(longest, self.rounding), round(min(2 - math.sqrt(1 + 3 * ratio), 0.95), 2)
@@ -352,6 +343,12 @@ def _running_median(series: Array) -> Array:
     windows = sliding_window_view(series, 2 * HALF_MEDIAN + 1)
     medians[2:] = np.sort(windows, axis=1)[:, HALF_MEDIAN]
     return medians
+
+
+def _deviation(differences: Array) -> float:
+    """Standard deviation of white noise with the same quantile of absolute differences."""
+    rank = int(QUANTILE * len(differences))
+    return float(np.partition(differences, rank)[rank]) / NORMAL_DIFFERENCE
 
 
 @lru_cache(maxsize=4096)
@@ -389,9 +386,7 @@ def _finite(
     if not 0 < alpha < 0.5:
         raise ValueError(f"Expected `alpha` to be in (0, 0.5), but got {alpha}; 0.01 is usual.")
     if errors is not None and len(errors) != len(values):
-        raise ValueError(
-            f"Expected `errors` to have {len(values)} entries like `values`, but got {len(errors)}."
-        )
+        raise ValueError(f"Expected `errors` to have {len(values)} entries, but got {len(errors)}.")
     series = np.asarray(values, dtype=np.float64)
     deviations = np.abs(np.asarray(np.zeros(len(series)) if errors is None else errors, np.float64))
     positions = np.flatnonzero(np.isfinite(series))

@@ -279,8 +279,8 @@ def test_unreadable_keys_fall_back_to_the_loss_call() -> None:
     assert "target (2,) (torch.int64)" in capture.explanation(KEY)
 
 
-# Where a program keeps the function: the attribute of F, a module, a name, an attribute of a submodule
-# (plain, partial, in a dict, in a list), a class attribute, another module, a dict of a module.
+# Where a program keeps the function: the attribute of F, a module, a name, an attribute of a
+# submodule (plain, partial, in a dict, in a list) or class, another module, a dict of a module.
 
 
 class Holder(nn.Module):
@@ -704,12 +704,27 @@ def test_a_loss_within_the_consumer_or_another_thread_is_not_seen() -> None:
 
     for _ in range(2):
         capture.start(KEY, MODULE, consume)
-        other = threading.Thread(target=lambda: F.cross_entropy(logits, target))
+        other = threading.Thread(target=lambda: F.cross_entropy(logits * 2, target))
         other.start()
         other.join()
         F.cross_entropy(logits, target)
         capture.stop(None, None)
-    assert len(seen) == 2 and capture.last_error is None
+    assert [torch.equal(item.logits, logits) for item in seen] == [True, True]
+    assert capture.last_error is None
+
+
+def test_a_function_that_another_library_put_there_is_watched_and_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def theirs(*arguments: Any, **options: Any) -> Tensor:
+        return 2 * bound_by_name(*arguments, **options)
+
+    logits, target = rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "cross_entropy", theirs)
+        assert len(step(Capture(), lambda: F.cross_entropy(logits, target))) == 1
+        assert step(Capture(which=1), lambda: F.cross_entropy(logits, target)) == []
+        assert F.cross_entropy is theirs
 
 
 # Tensors.
@@ -787,8 +802,8 @@ def test_pickle_and_deepcopy_keep_the_arguments_only() -> None:
         assert other.which == 1 and other.source(KEY) is None and other._references == []
 
 
-# Compiled code: the loss outside and inside of it, as a function and as a module; with the backend that
-# runs the graph in Python (which meets our replacement a second time) and one that traces it again.
+# Compiled code: the loss outside and inside of it, as a function and as a module; with the backend
+# that runs the graph in Python (which meets our replacement again) and one that traces it again.
 
 
 def compilations(run: Callable[[], Any]) -> tuple[int, dict[str, int], int]:
@@ -859,6 +874,7 @@ def test_compiled_code_is_compiled_as_often_as_without(kind: str, backend: str) 
         assert not seen[0].logits.requires_grad
 
     assert compilations(watched) == alone
+    assert step(Capture(which=1), lambda: body(features, target), module) == []
     assert alone[0] == 1 and alone[1] == {}
     assert counts == [1] * 5 and capture.last_error is None
     source = capture.source(KEY)
@@ -927,21 +943,24 @@ def test_compiled_code_that_falls_back_to_python_stays_the_same_site() -> None:
         assert len(step(capture, lambda: body(features, target), module)) == 1
 
 
-def test_compiled_loss_with_keys_is_not_compiled_again_and_two_captures_share_it() -> None:
+@pytest.mark.parametrize("captures", [1, 2])
+def test_compiled_loss_beside_keys_of_the_output_is_compiled_once(captures: int) -> None:
     features, target = torch.randn(6, 5), torch.randint(4, (6,))
     module, body = compiled_step("loss function", "aot_eager")
-    captures, counts = [Capture(), Capture()], [[], []]
+    by_keys, others = Capture(), [Capture() for _ in range(captures - 1)]
+    counts: list[list[Captured]] = [[] for _ in range(captures)]
 
     def watched() -> None:
-        for capture, count in zip(captures, counts, strict=True):
+        for capture, count in zip([by_keys, *others], counts, strict=True):
             capture.start(KEY, module, count.append)
         loss = body(features, target)
-        captures[0].stop({"loss": loss, "logits": module(features), "target": target}, None)
-        captures[1].stop(loss, None)
+        by_keys.stop({"loss": loss, "logits": torch.ones(6, 4), "target": target}, None)
+        for capture in others:
+            capture.stop(loss, None)
 
     assert compilations(watched)[0] == 1
-    assert [len(count) for count in counts] == [5, 5]
-    assert captures[0].source(KEY) == "logits/target of the step output"
+    assert [len(count) for count in counts] == [5] * captures
+    assert by_keys.source(KEY) == "logits/target of the step output"
 
 
 def test_slots_of_compiled_code_are_dropped_after_the_step() -> None:

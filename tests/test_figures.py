@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 from made_up import event, record
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import same_color
 
 from lightning_lossacc.curves import Curves, Range, event_words, layout, spread
@@ -152,7 +152,7 @@ HISTORIES = {
     "three NaN": broken(at_3=NAN, at_30=NAN, at_39=NAN),
     "all NaN": History(record(e, e, **NAN) for e in range(5)),
     "infinite": broken(at_39={"nll": math.inf}),
-    "blow-up": broken(at_38={"nll": 1e7}, at_39={"nll": 1e300}),
+    "blow-up": broken(at_38={"nll": 1e7}, at_39={"nll": 1.7e308}),
     "tiny": History(record(e, e, nll=1e-30 * (e + 1), accuracy=1.0) for e in range(9)),
     "zero": History(record(e, e, nll=0.0, refinement_nll=0.0, temperature=1.0) for e in range(9)),
     "constant": History(record(e, e, nll=0.693, accuracy=0.95) for e in range(9)),
@@ -195,8 +195,9 @@ def test_axis_cuts_off_the_start_and_says_so_and_keeps_the_rise():
 def test_axis_keeps_a_late_rise_and_cuts_a_blow_up():
     flat = [0.5] * 95
     assert Range.of_loss(flat + [0.6] * 5, [], []).high == 0.6
-    assert Range.of_loss([0.5, *flat[1:], 1e6], [], []).high == 0.5
+    assert Range.of_loss([0.5, *flat[1:], 1e6], [], []).high < 0.6
     assert Range.of_loss([1.0, 0.4, 0.5, 0.9], [], []) == Range(0.4, 1.0)
+    assert Range.of_loss([2.3 - 0.1 * step for step in range(20)], [], []).high == 2.3
 
 
 def test_training_loss_may_double_the_axis_and_no_more():
@@ -215,7 +216,34 @@ def test_range_over_decades_is_logarithmic():
 def test_flat_accuracy_looks_flat():
     noise = [95.0 + 0.2 * (-1) ** e for e in range(20)]
     low, high = Range.of_accuracy(noise).limits(0, 0)
-    assert high - low >= 4.0
+    assert high - low == pytest.approx(4.0)
+    low, high = Range.of_loss([0.1405, 0.1406], [], []).limits(0, 0)
+    assert high - low == pytest.approx(0.01406)
+
+
+def test_accuracy_axis_ends_at_100_percent():
+    figure = picture(History(record(e, accuracy=0.2 + 0.1 * e) for e in range(9)))
+    assert 100 < panels(figure)[0].get_ylim()[1] <= 101
+
+
+def test_point_between_two_gaps_is_marked():
+    history = History(
+        record(e, nll=math.nan if e in (20, 22) else 0.5 + 0.01 * e) for e in range(50)
+    )
+    (line,) = [line for line in panels(picture(history))[1].lines if len(line.get_xdata()) == 50]
+    assert list(line.get_markevery()) == [21]
+
+
+def test_single_gap_is_a_bar():
+    (bar,) = panels(picture(HISTORIES["one record"]))[1].collections[-1:]
+    assert isinstance(bar, LineCollection)
+    assert bar.get_segments()[0][:, 1].tolist() == [0.5, 0.7]
+
+
+def test_training_stage_stands_alone():
+    figure = picture(run(), stage="train")
+    assert has(figure, "Training loss and accuracy") and has(figure, "NLL 0.0075")
+    assert not has(figure, "training 0.0075")
 
 
 def test_evaluations_within_an_epoch_stand_at_equal_distances():
@@ -235,8 +263,8 @@ def test_resumed_run_counts_the_later_evaluation():
 def test_events_of_other_streams_are_left_out_and_each_is_drawn_once():
     events = [
         event(),
-        event(stage="test"),
-        event(loader=1),
+        event(2200, stage="test"),
+        event(2300, loader=1),
         event(status="doubled", epoch=30, global_step=3100),
         event(status="closed", epoch=35, global_step=3600),
     ]
@@ -246,16 +274,16 @@ def test_events_of_other_streams_are_left_out_and_each_is_drawn_once():
 
 def test_names_without_room_are_counted_and_warnings_come_first():
     events = [event(id=str(index), level="info") for index in range(9)]
-    events.append(event(2100, "spike", "unknown"))
+    events.append(event(2200, "spike", "unknown"))
     figure = picture(run(), events)
     assert has(figure, "spike: unknown")
     assert has(figure, "left out for want of room: 5")
 
 
 def test_name_with_dollar_signs_is_not_mathematics():
-    figure = picture(run(), [event(causes=(Cause("class $x^ $y_", 1.0),))])
+    figure = picture(run(), [event(causes=(Cause("class $\\no$", 1.0),))])
     pixels(figure)
-    assert has(figure, "class $x^ $y_")
+    assert has(figure, "class $\\no$")
 
 
 def test_event_words():

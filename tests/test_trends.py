@@ -36,6 +36,14 @@ def autoregression(seed: int, count: int, correlation: float) -> np.ndarray:
     return shocks
 
 
+def student(seed: int) -> np.ndarray:
+    return 0.01 * np.random.default_rng(seed).standard_t(3, 100)
+
+
+def spikes(seed: int) -> np.ndarray:
+    return noise(seed, 100) + 0.2 * (np.random.default_rng([seed, 1]).random(100) < 0.03)
+
+
 def digits(seed: int) -> np.ndarray:
     """2.0 down to 0.14 over 40 evaluations, +0.02 until evaluation 100, jitter 0.002."""
     steps = np.arange(110)
@@ -58,34 +66,27 @@ def first_rise(values, **floors) -> tuple[int, Shift] | None:
 
 
 class TestOpens:
-    # Ten seeds each: jitter decides when exactly, and the bounds hold for all.
+    # Ten seeds each: jitter decides when exactly, and the bounds hold for all. The steep start of
+    # the second (0.6 nats) must not get into its jitter of 0.0005.
     @pytest.mark.parametrize("seed", range(10))
-    def test_digits_opens_between_its_floor_and_evaluation_100(self, seed: int) -> None:
-        opened, shift = first_rise(digits(seed))
-        assert 60 < opened < 100
-        assert 35 <= shift.reference <= 65
-        assert shift.reference < shift.onset <= opened
+    @pytest.mark.parametrize(
+        ("curve", "opens", "lowest", "latest_onset", "largest_noise"),
+        [(digits, (60, 100), (35, 65), 75, 0.005), (breast_cancer, (30, 65), (6, 16), 30, 0.002)],
+    )
+    def test_slow_rises(
+        self, curve, opens, lowest, latest_onset: int, largest_noise: float, seed: int
+    ) -> None:
+        opened, shift = first_rise(curve(seed))
+        assert opens[0] < opened < opens[1]
+        assert lowest[0] <= shift.reference <= lowest[1]
+        assert shift.reference < shift.onset <= latest_onset
         assert shift.threshold < shift.change < 0.025
-        assert 0.001 < shift.noise < 0.005
+        assert largest_noise / 5 < shift.noise < largest_noise
 
-    @pytest.mark.parametrize("seed", range(10))
-    def test_breast_cancer_opens_with_nine_steep_evaluations_before(self, seed: int) -> None:
-        opened, shift = first_rise(breast_cancer(seed))
-        assert 30 < opened < 65
-        assert 6 <= shift.reference <= 14
-        assert shift.reference < shift.onset <= 30
-        # The steep start (0.6 nats) must not get into the jitter of 0.0005.
-        assert shift.noise < 0.002
-
-    # One slope, one step, one logarithm: the shapes whose delays differ most; sd 0.01.
+    # Slope of 0.5 sd, step of 6 sd, slope of 0.2 sd: the shapes whose delays differ most.
     @pytest.mark.parametrize(
         ("shape", "latest", "latest_onset"),
-        [
-            (lambda u: 0.5 * u, 62, 50),
-            (lambda u: 6.0 * (u > 0), 56, 43),
-            (lambda u: 0.2 * u, 76, 63),
-        ],
-        ids=["slope half a sd", "step of six sd", "slope a fifth of a sd"],
+        [(lambda u: u / 2, 62, 50), (lambda u: 6 * (u > 0), 56, 43), (lambda u: u / 5, 76, 63)],
     )
     def test_rises_of_known_size(self, shape, latest: int, latest_onset: int) -> None:
         steps = np.arange(80)
@@ -97,8 +98,9 @@ class TestOpens:
             assert 36 <= shift.onset <= latest_onset
 
     def test_short_run(self) -> None:
-        values = 0.25 + 0.5 * np.exp(-np.arange(25.0)) + 0.02 * np.maximum(np.arange(25) - 3, 0)
-        opened, shift = first_rise(values + noise(0, 25, 0.003))
+        steps = np.arange(25)
+        values = decay(25, 0.25, 0.5, 1.0) + 0.02 * np.maximum(steps - 3, 0) + noise(0, 25, 0.003)
+        opened, shift = first_rise(values)
         assert opened <= 13
         assert shift.reference in (2, 3, 4)
 
@@ -118,14 +120,12 @@ class TestSilent:
         "curve",
         [
             decay(120),
-            decay(120, 0.1, 2.0, 2.0),
             2.0 / np.sqrt(1 + np.arange(120)),
             np.where(np.arange(120) < 50, decay(120), 0.4),
-            np.full(120, 0.5),
             np.full(120, 0.0),
             np.linspace(3.0, -3.0, 120),
         ],
-        ids=["exponential", "fast", "power law", "rate drop", "constant", "zero", "through zero"],
+        ids=["exponential", "power law", "rate drop", "zero", "through zero"],
     )
     def test_healthy_shapes_with_floors_off(self, curve: np.ndarray) -> None:
         assert first_rise(curve, **FREE) is None
@@ -135,23 +135,16 @@ class TestSilent:
     @pytest.mark.parametrize(
         ("make", "floors", "allowed"),
         [
-            (lambda seed: noise(seed, 100), FREE, 1),
-            (lambda seed: 0.01 * np.random.default_rng(seed).standard_t(3, 100), FREE, 1),
-            (lambda seed: autoregression(seed, 100, 0.5), {}, 1),
-            (lambda seed: autoregression(seed, 100, 0.8), {}, 3),
-            (
-                lambda seed: (
-                    noise(seed, 100) + 0.2 * (np.random.default_rng([seed, 1]).random(100) < 0.03)
-                ),
-                {},
-                1,
-            ),
-            (lambda seed: np.round(noise(seed, 100), 2), FREE, 1),
+            pytest.param(lambda seed: noise(seed, 100), FREE, 1, id="white"),
+            pytest.param(student, FREE, 1, id="t3"),
+            pytest.param(lambda seed: np.round(noise(seed, 100), 2), FREE, 1, id="rounded"),
+            pytest.param(lambda seed: autoregression(seed, 100, 0.5), {}, 1, id="AR(0.5)"),
+            pytest.param(lambda seed: autoregression(seed, 100, 0.8), {}, 2, id="AR(0.8)"),
+            pytest.param(spikes, {}, 1, id="spikes"),
         ],
-        ids=["white", "t3", "AR(0.5)", "AR(0.8)", "spikes", "rounded"],
     )
     def test_false_alarms(self, make, floors: dict[str, float], allowed: int) -> None:
-        alarms = [first_rise(decay(100) + make(seed), **floors) for seed in range(30)]
+        alarms = [first_rise(decay(100) + make(seed), **floors) for seed in range(20)]
         assert sum(alarm is not None for alarm in alarms) <= allowed
 
     def test_two_spikes_in_a_row_are_no_level(self) -> None:
@@ -171,15 +164,8 @@ class TestSilent:
         bumps = 0.2 * np.exp(-(((steps - 40) / 5) ** 2)) + 0.2 * np.exp(-(((steps - 90) / 5) ** 2))
         values = (0.5 + bumps + noise(5, 120, 0.004)).tolist()
         found = [index for index in range(8, 121) if find_rise(values[:index]) is not None]
-        assert found
+        assert 42 in found
         assert max(found) < 60
-
-    def test_gone_again(self) -> None:
-        values = (
-            0.5 + 0.2 * np.exp(-(((np.arange(80) - 40) / 5) ** 2)) + noise(6, 80, 0.004)
-        ).tolist()
-        assert find_rise(values[:42]) is not None
-        assert find_rise(values) is None
 
     def test_below_eight_evaluations(self) -> None:
         values = [1.0, 0.5, 0.6, 0.8, 1.1, 1.5, 2.0]
@@ -199,29 +185,30 @@ class TestInvariants:
         forwards = {stop: find_rise(values[:stop]) for stop in stops}
         backwards = {stop: find_rise(values[:stop]) for stop in reversed(stops)}
         assert forwards == backwards
-        # Confirmed: what is seen at one evaluation alone does not open.
-        opened = min(stop for stop, found in forwards.items() if found)
         assert all(found.onset < stop for stop, found in forwards.items() if found)
-        spike = [*values[: opened - 2], 0.5]
-        assert find_rise(spike) is None
+
+    def test_confirmed_by_two_evaluations(self) -> None:
+        # Three of the last five are up, so the running median is: seen once, then twice.
+        values = [0.5, 0.501, 0.499, 0.502, 0.498] * 6 + [0.9, 0.901, 0.899, 0.9]
+        assert first_rise(values)[0] == 33
 
     # Powers of two are exact; the others round, and the extremes would underflow if squared.
     @pytest.mark.parametrize("factor", [0.5, 1e-3, 3.0, 1e3, 1e-30, 1e30])
     def test_scale(self, factor: float) -> None:
-        values = digits(3)
+        values, sizes = digits(3), ("change", "noise", "threshold")
         for stop in range(8, 111, 3):
             plain = find_rise(values[:stop].tolist(), absolute_floor=0.0)
             scaled = find_rise((values[:stop] * factor).tolist(), absolute_floor=0.0)
             assert (plain is None) == (scaled is None)
             if plain is not None:
-                assert scaled.reference == plain.reference
-                assert (scaled.onset, scaled.width) == (plain.onset, plain.width)
-                assert scaled.change == pytest.approx(plain.change * factor, rel=1e-9)
-                assert scaled.noise == pytest.approx(plain.noise * factor, rel=1e-9)
-        now = compare(values.tolist(), 45, 0.01)
-        then = compare((values * factor).tolist(), 45, 0.01 * factor)
-        assert then.kind == now.kind
-        assert then.low == pytest.approx(now.low * factor, rel=1e-9)
+                expected = [getattr(plain, name) * factor for name in sizes] + [plain.width]
+                found = [getattr(scaled, name) for name in sizes] + [scaled.width]
+                assert found == pytest.approx(expected, rel=1e-9)
+                assert (scaled.reference, scaled.onset) == (plain.reference, plain.onset)
+        plain = compare(values.tolist(), 45, 0.01)
+        scaled = compare((values * factor).tolist(), 45, 0.01 * factor)
+        assert scaled.kind == plain.kind
+        assert scaled.low == pytest.approx(plain.low * factor, rel=1e-9)
 
     def test_values_that_are_not_finite_are_left_out(self) -> None:
         values = digits(4).tolist()
@@ -238,7 +225,7 @@ class TestInvariants:
         assert jitter(holes) == jitter(values)
 
     @given(st.lists(st.floats(-3, 3), min_size=2, max_size=40), st.integers(1, MAX_REPEATS))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def test_repeating_the_last_point_changes_nothing(
         self, values: list[float], times: int
     ) -> None:
@@ -273,7 +260,7 @@ class TestInvariants:
         st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60),
         st.floats(allow_nan=True, allow_infinity=True),
     )
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=200, deadline=None)
     def test_nothing_raises_or_warns(self, values: list[float], error: float) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -302,31 +289,35 @@ class TestInvariants:
     def test_time_of_one_decision(self, count: int, budget: float) -> None:
         values = (0.5 + 0.01 * np.arange(count) + noise(9, count)).tolist()
         assert find_rise(values) is not None
-        seconds = []
-        for _ in range(30):
-            began = time.perf_counter()
-            find_rise(values)
-            compare(values, count // 2, 0.01)
-            seconds.append(time.perf_counter() - began)
-        assert min(seconds) < budget
+        for decide in (find_rise, lambda values: compare(values, count // 2, 0.01)):
+            seconds = []
+            for _ in range(40):
+                began = time.process_time()
+                decide(values)
+                seconds.append(time.process_time() - began)
+            assert min(seconds) < budget
 
     def test_arguments(self) -> None:
-        for wrong in ({"alpha": 0.0}, {"alpha": 0.5}, {"alpha": math.nan}):
-            with pytest.raises(ValueError, match="alpha"):
-                find_rise([1.0] * 9, **wrong)
-            with pytest.raises(ValueError, match="alpha"):
-                compare([1.0] * 9, 0, 0.1, **wrong)
-        for wrong in ({"relative_floor": -0.1}, {"absolute_floor": math.nan}):
-            with pytest.raises(ValueError, match="floors"):
-                find_rise([1.0] * 9, **wrong)
-        with pytest.raises(ValueError, match="`errors` to have 9 entries"):
-            find_rise([1.0] * 9, errors=[1.0])
-        for reference in (-1, 9):
-            with pytest.raises(ValueError, match="reference"):
-                compare([1.0] * 9, reference, 0.1)
-        for margin in (-0.1, math.nan):
-            with pytest.raises(ValueError, match="margin"):
-                compare([1.0] * 9, 0, margin)
+        values = [1.0] * 9
+        for name, wrong in (
+            ("alpha", {"alpha": 0.0}),
+            ("alpha", {"alpha": 0.5}),
+            ("floors", {"relative_floor": -0.1}),
+            ("floors", {"absolute_floor": math.nan}),
+            ("`errors` to have 9 entries", {"errors": [1.0]}),
+        ):
+            with pytest.raises(ValueError, match=name):
+                find_rise(values, **wrong)
+        for name, arguments in (
+            ("reference", (-1, 0.1)),
+            ("reference", (9, 0.1)),
+            ("margin", (0, -0.1)),
+            ("margin", (0, math.nan)),
+        ):
+            with pytest.raises(ValueError, match=name):
+                compare(values, *arguments)
+        with pytest.raises(ValueError, match="alpha"):
+            compare(values, 0, 0.1, alpha=math.nan)
 
 
 class TestCompare:
@@ -354,7 +345,7 @@ class TestCompare:
         verdict = compare(values, 6, margin, errors=[error] * 24)
         assert verdict.kind == kind
         assert verdict.change == pytest.approx(change, abs=1e-12)
-        assert verdict.resolvable == pytest.approx(2.326348 * math.sqrt(2) * error, abs=1e-8)
+        assert verdict.resolvable == pytest.approx(2.326348 * math.sqrt(2) * error, rel=1e-6)
         assert verdict.low == pytest.approx(verdict.change - verdict.resolvable)
         assert verdict.high == pytest.approx(verdict.change + verdict.resolvable)
         assert verdict.margin == margin
@@ -373,12 +364,12 @@ class TestCompare:
         )
 
     def test_wandering_widens_the_interval(self) -> None:
-        white = [compare((0.5 + noise(s, 80)).tolist(), 40, 1.0).resolvable for s in range(15)]
+        white = [compare((0.5 + noise(s, 150)).tolist(), 50, 1.0).resolvable for s in range(15)]
         slow = [
-            compare((0.5 + autoregression(s, 80, 0.8)).tolist(), 40, 1.0).resolvable
+            compare((0.5 + autoregression(s, 150, 0.8)).tolist(), 50, 1.0).resolvable
             for s in range(15)
         ]
-        assert np.median(slow) > 1.5 * np.median(white)
+        assert np.median(slow) > 1.3 * np.median(white)
 
     def test_a_step_is_no_jitter(self) -> None:
         values = np.concatenate((np.full(20, 0.9), np.full(20, 0.8))) + noise(11, 40, 0.002)
@@ -386,8 +377,7 @@ class TestCompare:
         assert verdict.kind == "down"
         assert verdict.resolvable < 0.01
 
-    def test_reference_in_a_steep_fall_is_read_at_its_level(self) -> None:
-        # The lowest and the highest of the window are left out, so one outlier moves nothing.
+    def test_one_outlier_beside_the_reference(self) -> None:
         values = (0.5 + noise(12, 60, 0.001)).tolist()
         plain = compare(values, 30, 0.01).change
         values[31] = 5.0
@@ -440,15 +430,19 @@ class TestJitter:
         values[[20, 50, 80]] = 9.0
         assert jitter(values.tolist()) < 1.5 * plain
         slow = [jitter(autoregression(seed, 200, 0.8).tolist()) for seed in range(10)]
-        assert 0.005 < np.median(slow) < 0.01
+        # sqrt((6 - 8 * 0.8 + 2 * 0.64) / 6) = 0.383 of it moves between neighbours.
+        assert np.median(slow) == pytest.approx(0.00383, rel=0.15)
 
-    def test_hand_computed(self) -> None:
-        # +-1 in turn: |second difference| 4 at odd lags and 0 at lag 2; lag 3 keeps
-        # 1 - 0.6 sqrt(3 / 14) of it, so lag 1 decides: 4 / (1.036433 sqrt(6)).
-        assert jitter([(-1.0) ** index for index in range(20)]) == pytest.approx(1.575588, rel=1e-5)
-
-    def test_constant_rounded_and_short(self) -> None:
-        assert jitter([0.7] * 20) == 0.0
-        # Two values 0.01 apart, mostly repeating: the rounding error, 0.01 / sqrt(12).
-        assert jitter([0.5] * 15 + [0.51] + [0.5] * 14) == pytest.approx(0.01 / math.sqrt(12))
-        assert jitter([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0]) is None
+    # Constant; +-1 in turn: every second difference is 4, so 4 / (1.036433 sqrt(6)); two values
+    # 0.01 apart that mostly repeat: the rounding error 0.01 / sqrt(12); too short.
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([0.7] * 20, 0.0),
+            ([1.0, -1.0] * 10, 1.575588),
+            ([0.5] * 15 + [0.51] + [0.5] * 14, 0.01 / math.sqrt(12)),
+            ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, math.nan], None),
+        ],
+    )
+    def test_hand_computed(self, values: list[float], expected: float | None) -> None:
+        assert jitter(values) == (expected if expected is None else pytest.approx(expected))

@@ -6,6 +6,8 @@ plain PyTorch on any device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -90,7 +92,9 @@ def _multiclass(preds: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor
             f"Expected `target` to have shape {rows_shape} for `preds` of shape {tuple(preds.shape)}, "
             f"but got {tuple(target.shape)}."
         )
-    return preds.flatten(2) if preds.ndim > 2 else preds.unsqueeze(2), target.long().reshape(len(preds), -1)
+    rows_per_item = math.prod(rows_shape[1:])
+    logits = preds.reshape(len(preds), num_classes, rows_per_item)
+    return logits, target.long().reshape(len(preds), rows_per_item)
 
 
 def _binary(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,4 +115,5 @@ def _binary(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.where(whole & torch.isfinite(target), target, 0).long()
         # A fraction is a soft label; another whole number may be `ignore_index`, else it is an invalid class.
         target = torch.where(single | whole, index, reference.UNSUPPORTED_TARGET)
-    return preds.reshape(len(preds), 1, -1), target.long().reshape(len(preds), -1)
+    rows_per_item = math.prod(squeezed[1:])
+    return preds.reshape(len(preds), 1, rows_per_item), target.long().reshape(len(preds), rows_per_item)
