@@ -1,6 +1,6 @@
-"""Ordinary Lightning modules and data for `lossacc demo`: a user's code that has never heard of this package's callback.
+"""Ordinary Lightning modules and data for `lossacc demo`: a user's code that knows no callback.
 
-All data are on disk or made from a seed: scikit-learn's bundled tables and one synthetic table of transactions.
+All data are on disk or made from a seed: scikit-learn's bundled tables and synthetic transactions.
 Legend for shapes: N rows, F features, C classes.
 """
 
@@ -37,8 +37,8 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 class Classifier(LightningModule):
     """A multilayer perceptron trained with cross-entropy; two classes have two logits.
 
-    Logs `train_loss`, `val_loss` (the training objective on validation rows, label smoothing and class weights
-    included) and `val_accuracy` (share of rows, in [0, 1]) once an epoch.
+    Logs once an epoch `train_loss`, `val_loss` (the training objective on validation rows, label
+    smoothing and class weights included) and `val_accuracy` (share of rows, in [0, 1]).
 
     Args:
         num_features: Columns F of the input.
@@ -51,8 +51,8 @@ class Classifier(LightningModule):
         weight_decay: L2 penalty of "adam" and "sgd", decoupled decay of "adamw".
         label_smoothing: Share in [0, 1) of the target that is spread evenly over all classes.
         class_weights: One weight a class; none for equal weights.
-        hidden_bias: Value at which all hidden biases start; none for PyTorch's default. Far below zero, such as -20,
-            every ReLU unit is dead before the first step.
+        hidden_bias: Value at which all hidden biases start; none for PyTorch's default. Far below
+            zero, such as -20, every ReLU unit is dead before the first step.
 
     Raises:
         ValueError: If the number of class weights is not `num_classes`.
@@ -75,7 +75,8 @@ class Classifier(LightningModule):
         super().__init__()
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
-                f"Expected `class_weights` to have {num_classes} numbers, one a class, but got {len(class_weights)}."
+                f"Expected `class_weights` to have {num_classes} numbers, one a class, but got "
+                f"{len(class_weights)}."
             )
         self.save_hyperparameters()
         layers: list[nn.Module] = []
@@ -135,8 +136,8 @@ class Classifier(LightningModule):
 class Table(LightningDataModule, ABC):
     """Rows split once into a training and a validation part, by seed alone.
 
-    Features are standardised with mean and standard deviation of the training part; a column that is constant
-    there is only centred. Label noise touches training labels only.
+    Features are standardised with mean and standard deviation of the training part; a column that
+    is constant there is only centred. Label noise touches training labels only.
 
     Args:
         num_train: Rows of the training part; all others are validation rows.
@@ -146,7 +147,7 @@ class Table(LightningDataModule, ABC):
         val_batch_size: Rows in a validation batch.
 
     Attributes:
-        train_index: Positions (num_train,) of the training rows in the whole table.
+        train_index: Positions (num_train,) of the training rows in the whole table, ascending.
         val_index: Positions of the validation rows in the whole table, ascending.
     """
 
@@ -179,7 +180,8 @@ class Table(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Splits, standardises and adds label noise; the same for every stage.
 
-        Until `teardown`, Lightning's advice to use more workers is silent: tensors in memory load faster without.
+        Until `teardown`, Lightning's advice to use more workers is silent: tensors in memory load
+        faster without.
 
         Raises:
             ValueError: If `num_train` leaves no row for training or validation.
@@ -189,8 +191,8 @@ class Table(LightningDataModule, ABC):
         features, target = self.rows()
         if not 0 < self.num_train < len(target):
             raise ValueError(
-                f"Expected `num_train` to be between 1 and {len(target) - 1}, but got {self.num_train}; the table "
-                f"has {len(target)} rows."
+                f"Expected `num_train` to be between 1 and {len(target) - 1}, but got "
+                f"{self.num_train}; the table has {len(target)} rows."
             )
         generator = torch.Generator().manual_seed(self.seed)
         self.train_index, self.val_index = split(target, self.num_train, generator)
@@ -219,7 +221,7 @@ class Table(LightningDataModule, ABC):
 
 
 class Digits(Table):
-    """Handwritten digits: 1 797 images of 8 x 8 pixels, 10 nearly equal classes (Alpaydin and Kaynak, 1998)."""
+    """Handwritten digits: 1 797 images, 8 x 8 pixels, 10 classes (Alpaydin and Kaynak, 1998)."""
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Features (1797, 64) and target (1797,)."""
@@ -227,7 +229,7 @@ class Digits(Table):
 
 
 class BreastCancer(Table):
-    """Breast cancer, Wisconsin: 569 biopsies, 30 features, malignant 37 %, benign 63 % (Wolberg et al., 1993)."""
+    """Wisconsin breast cancer: 569 biopsies, 30 features, 63 % benign (Street et al., 1993)."""
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Features (569, 30) and target (569,); 0 is malignant, 1 is benign."""
@@ -235,7 +237,7 @@ class BreastCancer(Table):
 
 
 class Wine(Table):
-    """Wine: 178 wines, 13 chemical features, 3 growers with 59, 71 and 48 wines (Forina et al., 1991)."""
+    """178 wines of 3 growers (59, 71, 48), 13 chemical features (Forina et al., 1991)."""
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Features (178, 13) and target (178,)."""
@@ -243,10 +245,10 @@ class Wine(Table):
 
 
 class Fraud(Table):
-    """Synthetic transactions: exactly 5 % are fraud (class 1), in both parts if their sizes are multiples of 20.
+    """Synthetic transactions, 5 % fraud (class 1): exactly, where `num_train` divides evenly.
 
-    Features are independent normal numbers with standard deviation 1 and mean 0, or `shift` for fraud: the best
-    detector separates the classes by shift * sqrt(num_features) standard deviations.
+    Features are independent normal numbers with standard deviation 1 and mean 0, or `shift` for
+    fraud: the best detector separates the classes by shift * sqrt(num_features) deviations.
 
     Args:
         num_rows: Rows of the table.
@@ -264,7 +266,7 @@ class Fraud(Table):
         self.shift = shift
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """Features (num_rows, num_features) and target (num_rows,); every twentieth row is fraud."""
+        """Features (num_rows, num_features) and target (num_rows,); every 20th is fraud."""
         generator = torch.Generator().manual_seed(self.seed)
         target = (torch.arange(self.num_rows) % 20 == 0).long()
         features = torch.randn(self.num_rows, self.num_features, generator=generator)
@@ -272,9 +274,10 @@ class Fraud(Table):
 
 
 def split(target: Tensor, num_train: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positions of training and validation rows, ascending; each class is shared out in proportion, to within one row.
+    """Positions of training and validation rows, ascending, each class in proportion to one row.
 
-    Systematic sampling (Madow and Madow, 1944): rows are shuffled, sorted by class, and taken at equal distances.
+    Systematic sampling (Madow and Madow, 1944): rows are shuffled, sorted by class, and taken at
+    equal distances.
     """
     order = torch.randperm(len(target), generator=generator)
     order = order[target[order].argsort(stable=True)]
@@ -288,7 +291,7 @@ def split(target: Tensor, num_train: int, generator: torch.Generator) -> tuple[T
 def flip_labels(
     target: Tensor, share: float, num_classes: int, generator: torch.Generator
 ) -> Tensor:
-    """A copy of target (N,) in which exactly round(share * N) labels are another class, drawn evenly."""
+    """A copy of target (N,) in which exactly round(share * N) labels are another class."""
     num_flipped = round(share * len(target))
     flipped = torch.randperm(len(target), generator=generator)[:num_flipped]
     shift = torch.randint(1, num_classes, (num_flipped,), generator=generator)
@@ -298,7 +301,7 @@ def flip_labels(
 
 
 def two_cases() -> tuple[Tensor, Tensor, Tensor]:
-    """Two predictions for the same three rows: the first has the smaller loss and the worse accuracy.
+    """Two predictions of the same rows: the first has less loss and the worse accuracy.
 
     Case 1: two rows surely right, one wrong by a hair; cross-entropy 0.423 nats, accuracy 2/3.
     Case 2: all rows right with probability 0.50; cross-entropy ln 2 = 0.693 nats, accuracy 1.

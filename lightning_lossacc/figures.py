@@ -62,9 +62,7 @@ _STYLE = {
 }
 
 
-def picture(
-    history: History, events: Sequence[Event] = (), *, stage: str = "val", loader: int = 0
-) -> Figure:
+def picture(history: History, events: Sequence[Event] = (), *, stage: str = "val", loader: int = 0) -> Figure:
     """Loss and accuracy of one stage and loader over epochs, with events and best checkpoints.
 
     Upper panel: accuracy in percent. Lower panel: NLL in nats, the NLL after one temperature, and
@@ -174,9 +172,7 @@ def _draw_title(figure: Figure, curves: Curves, stage: str, loader: int, num_hid
     height = figure.get_figheight()
     style: dict[str, Any] = {"va": "center", "parse_math": False}
     title = f"{name} loss and accuracy{where}"
-    figure.text(
-        LEFT / WIDTH, 1 - 0.25 / height, title, fontsize=13, weight="bold", color=INK, **style
-    )
+    figure.text(LEFT / WIDTH, 1 - 0.25 / height, title, fontsize=13, weight="bold", color=INK, **style)
     if curves.records:
         newest, count = curves.records[-1], len(curves.records)
         text = f"{count} evaluation{'s' if count > 1 else ''}, "
@@ -217,9 +213,7 @@ def _draw_loss(axes: Axes, curves: Curves, training: Curves) -> None:
 
     def drawn(values: list[float]) -> list[float]:
         # A value of 1e300 would overflow matplotlib's transform: lines end just outside the panel.
-        floor, ceiling = (
-            (bottom / 10, top * 10) if shown.log else (2 * bottom - top, 2 * top - bottom)
-        )
+        floor, ceiling = (bottom / 10, top * 10) if shown.log else (2 * bottom - top, 2 * top - bottom)
         return [value if math.isnan(value) else min(max(value, floor), ceiling) for value in values]
 
     _draw_gap(axes, curves, drawn(nll), drawn(refined))
@@ -353,9 +347,7 @@ def _write_ends(axes: Axes, ends: list[tuple[float, str, str, str]]) -> None:
     wished = [min(max(float(to_share.transform((0.0, y))[1]), 0.0), 1.0) for y, *_ in ends]
     order = sorted(range(len(ends)), key=wished.__getitem__)
     heights = [line * (2 if ends[index][2] else 1) for index in order]
-    middles = spread(
-        [(wished[index], height) for index, height in zip(order, heights, strict=True)]
-    )
+    middles = spread([(wished[index], height) for index, height in zip(order, heights, strict=True)])
     for index, middle, height in zip(order, middles, heights, strict=True):
         _, name, second, color = ends[index]
         style: dict[str, Any] = {"transform": axes.transAxes, "color": color, "va": "center"}

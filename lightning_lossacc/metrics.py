@@ -141,6 +141,18 @@ class LossAccuracy(Metric):
         super().merge_state(incoming_state)
         self._restore(counts.copy_(self.counts), sums.copy_(self.sums))
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draws the quantities as torchmetrics does; needs matplotlib.
+
+        Args:
+            val: a result of `compute` or `forward`, or several; None computes one.
+            ax: axes to draw on; None makes a figure.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)
+
     def reliability(self) -> dict[str, Tensor]:
         """Reliability diagram: `edges` (B + 1,), `rows`, `accuracy`, `confidence` (B,); NaN for an empty bin."""
         return self._columns(quantities.reliability)

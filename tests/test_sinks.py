@@ -10,7 +10,6 @@ import struct
 from pathlib import Path
 
 import pytest
-from made_up import MESSAGE, MetricsOnly, event, tell_all
 
 from lightning_lossacc.sinks import (
     GenericSink,
@@ -19,6 +18,7 @@ from lightning_lossacc.sinks import (
     WandbSink,
     find_sinks,
 )
+from tests.made_up import MESSAGE, MetricsOnly, event, tell_all
 
 
 def copies(name):
@@ -30,9 +30,7 @@ def copies(name):
 
 @pytest.mark.parametrize("package", [0, 1], ids=["lightning", "pytorch_lightning"])
 def test_sinks_are_found_for_all_loggers_by_class_name(tmp_path, package):
-    tensorboard, table, wandb = (
-        copies(name)[package] for name in ("TensorBoardLogger", "CSVLogger", "WandbLogger")
-    )
+    tensorboard, table, wandb = (copies(name)[package] for name in ("TensorBoardLogger", "CSVLogger", "WandbLogger"))
     derived = type("MyLogger", (tensorboard,), {})
     loggers = [
         table(tmp_path),
@@ -58,9 +56,7 @@ def test_what_cannot_log_gets_no_sink():
 def tensorboard_of(path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(
-        str(path), size_guidance={"tensors": 0, "scalars": 0, "images": 0}
-    )
+    accumulator = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
     return accumulator.Reload()
 
 

@@ -9,9 +9,9 @@ import pty
 import sys
 
 import pytest
-from made_up import MESSAGE
 
 from lightning_lossacc.sinks.terminal import printer_for, show
+from tests.made_up import MESSAGE
 
 
 def test_plain_text_without_a_terminal(capsys):

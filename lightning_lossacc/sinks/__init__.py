@@ -132,11 +132,7 @@ class Reporter:
             self._lacks_matplotlib = True
             tell(self._warn, "lossacc draws no picture: matplotlib is not installed.")
             return
-        self._each(
-            lambda sink: sink.picture(
-                figure_name, history, events, step, stage=stage, loader=loader
-            )
-        )
+        self._each(lambda sink: sink.picture(figure_name, history, events, step, stage=stage, loader=loader))
 
     def summary(self, text: str, step: int) -> None:
         """Hands the text of the start or the end to every sink."""
