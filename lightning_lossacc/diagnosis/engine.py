@@ -196,7 +196,7 @@ class Diagnosis:
 
 
 def find_causes(name: str, evidence: Evidence) -> tuple[Cause, ...]:
-    """Causes of an event, the most probable first; `unknown` with the reason if none is shown."""
+    """Causes of an event in the order of decision, benign ones first; `unknown` with the reason if none is shown."""
     if name.startswith("loss-up"):
         rules = (scale_growth, over_confidence, overfitting, mixed)
     elif name == "loss-down-accuracy-flat":
@@ -205,7 +205,7 @@ def find_causes(name: str, evidence: Evidence) -> tuple[Cause, ...]:
         rules = ()
     found = [cause for cause in (rule(evidence) for rule in rules) if cause is not None]
     if found:
-        return tuple(sorted(found, key=lambda cause: -cause.share))
+        return tuple(found)
     return (Cause("unknown", math.nan, evidence=(_why_unknown(evidence),)),)
 
 

@@ -1,0 +1,210 @@
+"""Events and causes on evaluations whose truth is set by hand: each cause fires on its own situation and not on its neighbour.
+
+Also the life cycle (opened, doubled, closed; nothing twice), abstention, the online property, and the words.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+
+from lightning_lossacc.diagnosis import Diagnosis, Event
+from lightning_lossacc.diagnosis.engine import required_z
+from lightning_lossacc.history import History
+from tests.simulated import Simulation, learning
+
+
+def warnings_of(events: list[Event]) -> list[Event]:
+    return [event for event in events if event.level == "warning"]
+
+
+def growing(start: int, speed: float) -> object:
+    return lambda epoch: 1.0 + speed * max(0, epoch - start)
+
+
+def test_scale_alone_is_over_confidence() -> None:
+    run = Simulation()
+    run.run(60, growing(20, 0.05), learning)
+    first = warnings_of(run.events)[0]
+    assert (first.event, first.cause, first.status) == ("loss-up-accuracy-flat", "over-confidence", "open")
+    assert 20 < first.epoch < 45 and first.reference_epoch <= 25
+    assert first.causes[0].share > 0.75 and first.evidence["temperature_after"] > 1.05
+    change, low, high = first.evidence["refinement_change"]
+    assert low <= 0.005 and abs(change) < 0.25 * first.evidence["probe_nll_change"]
+    assert all(event.cause == "over-confidence" for event in warnings_of(run.events))
+
+
+def test_separation_alone_is_overfitting() -> None:
+    run = Simulation()
+    run.run(60, lambda epoch: 1.0, lambda epoch: learning(epoch) - 0.03 * max(0, epoch - 20))
+    first = warnings_of(run.events)[0]
+    assert first.event.startswith("loss-up") and first.cause == "overfitting" and first.causes[0].share > 0.5
+    last = warnings_of(run.events)[-1]
+    assert last.event == "loss-up-accuracy-down" and last.cause == "overfitting"
+
+
+def test_both_together_are_mixed_with_both_shares() -> None:
+    run = Simulation(num_rows=8000)
+    run.run(70, growing(20, 0.03), lambda epoch: learning(epoch) - 0.004 * max(0, epoch - 20))
+    last = warnings_of(run.events)[-1]
+    assert last.cause == "mixed"
+    assert "is left after one temperature" in last.causes[0].evidence[0] and "is confidence" in last.causes[0].evidence[1]
+
+
+def test_improving_answers_under_growing_scale_are_scale_growth_and_only_info() -> None:
+    run = Simulation(num_rows=8000)
+    run.run(70, growing(20, 0.12), lambda epoch: learning(epoch, level=2.0) + 0.01 * max(0, epoch - 20))
+    ups = [event for event in run.events if event.event == "loss-up-accuracy-up"]
+    assert ups and ups[-1].cause == "scale-growth" and ups[-1].level == "info"
+    assert ups[-1].evidence["refinement_change"][2] < 0
+
+
+def test_wider_margins_are_confidence_growth_and_only_info() -> None:
+    run = Simulation()
+    run.run(60, lambda epoch: 0.3 + 0.01 * epoch, lambda epoch: 2.5)
+    downs = [event for event in run.events if event.event == "loss-down-accuracy-flat"]
+    assert downs and downs[0].cause == "confidence-growth" and downs[0].level == "info"
+    assert not warnings_of(run.events)
+
+
+def test_loss_down_while_accuracy_falls() -> None:
+    run = Simulation(num_rows=4000)
+    # Far too confident at first; the scale comes down, and so do the answers.
+    run.run(60, lambda epoch: max(1.0, 6.0 - 0.15 * max(0, epoch - 20)), lambda epoch: learning(epoch) - 0.012 * max(0, epoch - 20))
+    found = [event for event in run.events if event.event == "loss-down-accuracy-down"]
+    assert found and found[0].level == "warning" and found[0].cause == "unknown" and found[0].epoch > 20
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_healthy_runs_are_silent(seed: int) -> None:
+    run = Simulation(num_rows=600, seed=seed)
+    run.run(80, lambda epoch: 1.0, learning, jitter=0.05)
+    assert not warnings_of(run.events)
+
+
+def test_a_rise_below_the_floor_is_silent() -> None:
+    # Near miss of over-confidence: the same direction, 3 % of the loss at the end.
+    run = Simulation()
+    run.run(60, growing(20, 0.006), learning)
+    nll = run.history.column("nll")
+    assert 0.005 * min(nll) < nll[-1] - min(nll) < 0.05 * min(nll)
+    assert not warnings_of(run.events)
+
+
+def test_opened_doubled_closed_and_nothing_twice() -> None:
+    run = Simulation()
+    for epoch in range(70):
+        run.evaluate(1.0 + 0.06 * max(0, min(epoch, 50) - 20), learning(epoch))
+    for _ in range(6):
+        run.evaluate(1.0, 2.6)
+    statuses = [event.status for event in warnings_of(run.events)]
+    assert statuses[0] == "open" and statuses[-1] == "closed"
+    assert set(statuses[1:-1]) == {"doubled"} and len(statuses) <= 6
+    changes = [event.evidence["nll_change"] for event in warnings_of(run.events)[:-1]]
+    assert all(later >= 2 * earlier for earlier, later in zip(changes, changes[1:], strict=False))
+    assert len({event.id for event in warnings_of(run.events)}) == 1
+    assert warnings_of(run.events)[-1].message.startswith("closed: over-confidence")
+
+
+def test_three_evaluations_open_on_paired_evidence_alone() -> None:
+    run = Simulation(num_rows=4000)
+    run.evaluate(1.0, 2.0)
+    run.evaluate(1.0, 2.5)
+    found = run.evaluate(2.5, 2.5)
+    assert [event.cause for event in found] == ["over-confidence"] and found[0].generalises == "shown"
+    unpaired = Simulation(num_rows=4000, paired=False)
+    for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5)):
+        assert not unpaired.evaluate(scale, separation)
+
+
+def test_without_pairs_no_cause_is_named() -> None:
+    run = Simulation(paired=False)
+    run.run(60, growing(20, 0.05), learning)
+    first = warnings_of(run.events)[0]
+    assert first.cause == "unknown" and "could not be paired" in first.causes[0].evidence[0]
+    assert first.generalises == "not-shown" and "no cause is named" in first.message
+
+
+def test_beyond_the_grid_nothing_is_called_over_confidence() -> None:
+    run = Simulation()
+    run.run(50, lambda epoch: 1.0 + 0.8 * max(0, epoch - 20), learning)
+    beyond = [event for event in warnings_of(run.events) if event.evidence["temperature_after"] == 8.0]
+    assert beyond and all(event.cause != "over-confidence" for event in beyond)
+
+
+def test_flat_is_never_said_while_balanced_accuracy_falls() -> None:
+    run = Simulation()
+    run.run(50, growing(20, 0.05), learning)
+    history = History()
+    for record in run.history:
+        values = dict(record.values)
+        values["balanced_accuracy"] -= 0.004 * max(0, record.epoch - 20)
+        history.append(replace(record, values=values))
+    diagnosis, events = Diagnosis(), []
+    for length in range(1, len(history) + 1):
+        events += diagnosis.examine(History(history.records[:length]))
+    named = {event.event for event in events if event.event.startswith("loss-up")}
+    assert named and "loss-up-accuracy-flat" not in named
+
+
+def test_decisions_use_only_the_past_and_survive_a_restart() -> None:
+    run = Simulation()
+    run.run(50, growing(20, 0.05), learning)
+    fresh, events = Diagnosis(), []
+    for length in range(1, len(run.history) + 1):
+        restarted = Diagnosis()
+        restarted.load_state(fresh.state())
+        fresh = restarted
+        events += fresh.examine(History(run.history.records[:length]))
+    assert [event.to_json() for event in events] == [event.to_json() for event in run.events]
+
+
+def test_generalises_needs_more_than_the_set_itself() -> None:
+    # A small validation set shows the rise on itself, not on new data; a large one shows it on both.
+    small, large = Simulation(num_rows=150, seed=3), Simulation(num_rows=8000, seed=3)
+    for run in (small, large):
+        run.run(60, growing(20, 0.03), learning, jitter=0.01)
+    assert warnings_of(small.events)[0].generalises == "not-shown"
+    assert warnings_of(large.events)[0].generalises == "shown"
+    assert warnings_of(small.events)[0].evidence["items_needed_to_show"] > 150
+    assert required_z(10) < required_z(100) < 7
+
+
+def test_message_has_the_numbers_and_at_most_eight_lines() -> None:
+    run = Simulation()
+    run.run(60, growing(20, 0.05), learning)
+    event = warnings_of(run.events)[0]
+    lines = event.message.splitlines()
+    assert len(lines) <= 8 and max(map(len, lines)) < 200
+    assert lines[0] == f"over-confidence · val · opened at epoch {event.epoch} · since epoch {event.reference_epoch} · loss up, accuracy flat"
+    before, after = event.evidence["nll_before"], event.evidence["nll_after"]
+    assert f"NLL {before:.4f} → {after:.4f} ({after - before:+.4f}" in lines[1]
+    assert "rows wrong both times" in lines[2] and "after one temperature" in lines[3]
+    assert lines[4].startswith("do: logits / T with T = ") and "cross-fitted" in lines[4]
+    assert "best epoch by refined NLL" in lines[5]
+
+
+def test_attribution_adds_up_to_1e_9() -> None:
+    run = Simulation()
+    run.run(60, growing(20, 0.05), lambda epoch: learning(epoch), turn=0.0, jitter=0.1)
+    for event in run.events:
+        if not event.attribution:
+            continue
+        parts = event.attribution
+        for name in ("by_group", "by_temperature"):
+            assert math.fsum(parts[name].values()) == pytest.approx(parts["nll_change"], abs=1e-9)
+        assert parts["nll_change"] + parts["outside_probe"] == pytest.approx(parts["full_nll_change"], abs=1e-9)
+
+
+def test_event_survives_json() -> None:
+    run = Simulation()
+    run.run(45, growing(20, 0.05), learning)
+    for event in run.events:
+        assert Event.from_json(event.to_json()).to_json() == event.to_json()
+    saved = copy.deepcopy(run.diagnosis.state())
+    other = Diagnosis()
+    other.load_state(saved)
+    assert other.state() == saved
