@@ -75,8 +75,7 @@ class Classifier(LightningModule):
         super().__init__()
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
-                f"Expected `class_weights` to have {num_classes} numbers, one a class, but got "
-                f"{len(class_weights)}."
+                f"Expected `class_weights` to have {num_classes} numbers, one a class, but got {len(class_weights)}."
             )
         self.save_hyperparameters()
         layers: list[nn.Module] = []
@@ -94,9 +93,7 @@ class Classifier(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
-        weights = (
-            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        )
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -123,14 +120,10 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The chosen optimizer over all parameters."""
-        return _OPTIMIZERS[self.optimizer](
-            self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        return _OPTIMIZERS[self.optimizer](self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
 
 class Table(LightningDataModule, ABC):
@@ -164,9 +157,7 @@ class Table(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if not 0 <= label_noise <= 1:
-            raise ValueError(
-                f"Expected `label_noise` to be a share in [0, 1], but got {label_noise}."
-            )
+            raise ValueError(f"Expected `label_noise` to be a share in [0, 1], but got {label_noise}.")
         self.num_train = num_train
         self.label_noise = label_noise
         self.seed = seed
@@ -200,9 +191,7 @@ class Table(LightningDataModule, ABC):
         deviation = train_features.std(dim=0, correction=0)
         deviation[deviation == 0] = 1
         features = (features - train_features.mean(dim=0)) / deviation
-        train_target = flip_labels(
-            target[self.train_index], self.label_noise, int(target.max()) + 1, generator
-        )
+        train_target = flip_labels(target[self.train_index], self.label_noise, int(target.max()) + 1, generator)
         self._train = TensorDataset(features[self.train_index], train_target)
         self._val = TensorDataset(features[self.val_index], target[self.val_index])
 
@@ -257,9 +246,7 @@ class Fraud(Table):
         table: Arguments of `Table`; `seed` draws the rows as well.
     """
 
-    def __init__(
-        self, num_rows: int = 2200, num_features: int = 200, shift: float = 0.1, **table: Any
-    ) -> None:
+    def __init__(self, num_rows: int = 2200, num_features: int = 200, shift: float = 0.1, **table: Any) -> None:
         super().__init__(**table)
         self.num_rows = num_rows
         self.num_features = num_features
@@ -288,9 +275,7 @@ def split(target: Tensor, num_train: int, generator: torch.Generator) -> tuple[T
     return is_train.nonzero().squeeze(1), (~is_train).nonzero().squeeze(1)
 
 
-def flip_labels(
-    target: Tensor, share: float, num_classes: int, generator: torch.Generator
-) -> Tensor:
+def flip_labels(target: Tensor, share: float, num_classes: int, generator: torch.Generator) -> Tensor:
     """A copy of target (N,) in which exactly round(share * N) labels are another class."""
     num_flipped = round(share * len(target))
     flipped = torch.randperm(len(target), generator=generator)[:num_flipped]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_lossacc import kernels, quantities
+from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, InputKind, Layout, Task
 
 
@@ -172,8 +172,8 @@ class LossAccuracy(Metric):
         """NLL by `temperature` (T,) as `nll`; the optimum with bounds that certainly hold as `best`, `lower`, `upper`."""
         if not self.layout.temperatures:
             raise ValueError("Expected `temperatures` at construction for the temperature curve, but got none.")
-        curve = self._columns(quantities.temperature_curve)
-        found = quantities.refinement(self.counts.cpu(), self.sums.cpu(), self.layout)
+        curve = self._columns(refinement.temperature_curve)
+        found = refinement.refinement(self.counts.cpu(), self.sums.cpu(), self.layout)
         bounds = {"best": found.nll, "best_temperature": found.temperature, "lower": found.lower, "upper": found.upper}
         return curve | {name: torch.tensor(value, dtype=torch.float64) for name, value in bounds.items()}
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lossacc import kernels, quantities
+from lightning_lossacc import kernels, refinement
 from lightning_lossacc.sums import Layout
 
 # Columns of an evaluation's items; a current one has NLL and slope on the grid from REFINED on, a kept one has there the
@@ -77,7 +77,7 @@ class Probe:
         items = torch.full((len(current), REFINED + 1), math.nan, dtype=torch.float64)
         items[:, :REFINED] = current[:, :REFINED]
         if self.layout.temperatures and math.isfinite(temperature):
-            weights = quantities.interpolation_weights(self.layout.temperatures, temperature)
+            weights = refinement.interpolation_weights(self.layout.temperatures, temperature)
             items[:, REFINED] = current[:, REFINED:] @ torch.tensor(weights, dtype=torch.float64)
         return items
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from lightning_lossacc import kernels, quantities
+from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.capture import Captured
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
@@ -173,8 +173,8 @@ class StageState:
             },
         }
         if self.layout.temperatures:
-            arrays["temperature_curve"] = quantities.temperature_curve(self.counts, self.sums, self.layout)
-            arrays["half_temperatures"] = quantities.half_temperatures(self.counts, self.sums, self.layout)
+            arrays["temperature_curve"] = refinement.temperature_curve(self.counts, self.sums, self.layout)
+            arrays["half_temperatures"] = refinement.half_temperatures(self.counts, self.sums, self.layout)
         return arrays
 
     def _begin(self, layout: Layout, device: torch.device) -> None:

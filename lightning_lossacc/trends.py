@@ -129,7 +129,7 @@ def find_rise(
         absolute_floor: smallest rise that matters, in units of the series.
         alpha: nominal level for a whole run, in (0, 0.5).
         errors: standard error of each value that averaging does not reduce (a finite validation
-            set); None for a statement about this validation set.
+            set; NaN if unknown); None for a statement about this validation set.
 
     Returns:
         The shift with the largest ratio of change to threshold, or None; None below 8 values.
@@ -382,7 +382,7 @@ def _kind(low: float, change: float, high: float, margin: float) -> Kind:
 def _finite(
     values: Sequence[float], errors: Sequence[float] | None = None, alpha: float = 0.01
 ) -> tuple[Array, Array, NDArray[np.intp], float]:
-    """Finite values over a power of two (exact, about 1), errors alike (0 if unknown), indexes."""
+    """Finite values over a power of two (exact, about 1), errors alike (0 for NaN), indexes."""
     if not 0 < alpha < 0.5:
         raise ValueError(f"Expected `alpha` to be in (0, 0.5), but got {alpha}; 0.01 is usual.")
     if errors is not None and len(errors) != len(values):
@@ -391,7 +391,7 @@ def _finite(
     deviations = np.abs(np.asarray(np.zeros(len(series)) if errors is None else errors, np.float64))
     positions = np.flatnonzero(np.isfinite(series))
     series = series[positions]
-    deviations = np.where(np.isfinite(deviations), deviations, 0.0)[positions]
+    deviations = np.where(np.isnan(deviations), 0.0, deviations)[positions]
     exponent = math.frexp(float(np.max(np.abs(series), initial=0.0)))[1]
     scale = 2.0 ** min(max(exponent, -900), 900)
     with np.errstate(over="ignore"):

@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.probe import Probe
-from lightning_lossacc.quantities import half_temperatures, summary
+from lightning_lossacc.quantities import summary
+from lightning_lossacc.refinement import half_temperatures
 from lightning_lossacc import kernels
 from lightning_lossacc.sums import Layout
 

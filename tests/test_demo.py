@@ -72,9 +72,7 @@ def test_sizes_and_class_shares(
     num_features: int,
     class_rows: list[int],
 ) -> None:
-    train_features, train_target, val_features, val_target = parts(
-        table(num_train=num_train, **options)
-    )
+    train_features, train_target, val_features, val_target = parts(table(num_train=num_train, **options))
     num_rows = sum(class_rows)
     assert train_features.shape == (num_train, num_features)
     assert val_features.shape == (num_rows - num_train, num_features)
@@ -145,9 +143,7 @@ def test_constant_columns_stay_finite() -> None:
 
 # None, a share that does not divide evenly (30.03 of 91), the config's share, all.
 @pytest.mark.parametrize(("num_train", "share"), [(100, 0.0), (91, 0.33), (600, 0.2), (50, 1.0)])
-def test_label_noise_flips_the_exact_number_of_training_labels(
-    num_train: int, share: float
-) -> None:
+def test_label_noise_flips_the_exact_number_of_training_labels(num_train: int, share: float) -> None:
     clean = parts(demo.Digits(num_train=num_train))
     noisy = parts(demo.Digits(num_train=num_train, label_noise=share))
     assert int((clean[1] != noisy[1]).sum()) == round(share * num_train)
@@ -201,9 +197,7 @@ def test_weights_and_smoothing_reach_the_loss() -> None:
     model = demo.Classifier(4, 3, (), class_weights=(1, 2, 3), label_smoothing=0.1)
     model.log = lambda *arguments, **options: None
     features, target = torch.randn(8, 4), torch.randint(0, 3, (8,))
-    expected = F.cross_entropy(
-        model(features), target, weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1
-    )
+    expected = F.cross_entropy(model(features), target, weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
     assert model.training_step((features, target), 0).equal(expected)
     with pytest.raises(ValueError, match="`class_weights`"):
         demo.Classifier(4, 3, class_weights=(1.0, 2.0))
@@ -247,13 +241,8 @@ def test_header_says_what_the_config_shows(config: Path) -> None:
 def test_trainer_section(config: Path) -> None:
     trainer = read(config)["trainer"]
     assert trainer["accelerator"] == "cpu"
-    assert [entry["class_path"] for entry in trainer["callbacks"]] == [
-        "lightning_lossacc.LossAccuracyMonitor"
-    ]
-    folders = [
-        Path(entry["init_args"]["save_dir"]) / entry["init_args"]["name"]
-        for entry in trainer["logger"]
-    ]
+    assert [entry["class_path"] for entry in trainer["callbacks"]] == ["lightning_lossacc.LossAccuracyMonitor"]
+    folders = [Path(entry["init_args"]["save_dir"]) / entry["init_args"]["name"] for entry in trainer["logger"]]
     assert folders == [Path("runs") / config.stem, Path("runs") / config.stem / "csv"]
 
 

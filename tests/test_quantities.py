@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from lightning_lossacc import kernels, quantities
+from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.sums import Layout
 from tests import gold, inputs
 
@@ -84,7 +84,7 @@ def test_no_row_gives_nan_and_zero_counts() -> None:
 def test_refinement_equals_the_full_array_optimum(num_classes: int, temperature: float) -> None:
     logits, target = calibrated(1000 if num_classes < 1000 else 300, num_classes, temperature)
     layout = Layout(num_classes)
-    found = quantities.refinement(*vectors(logits, target, layout), layout)
+    found = refinement.refinement(*vectors(logits, target, layout), layout)
     best = minimize_scalar(
         lambda log_t: float(F.cross_entropy(logits / math.exp(log_t), target)),
         bounds=(math.log(0.2), math.log(10)),
@@ -190,7 +190,7 @@ def test_interpolation_weights_reproduce_the_curve() -> None:
     layout = Layout(8)
     items = kernels.item_values(logits, target, layout)
     for temperature in (0.3, 1.0, 2.2, 7.0):
-        weights = torch.tensor(quantities.interpolation_weights(layout.temperatures, temperature), dtype=torch.float64)
+        weights = torch.tensor(refinement.interpolation_weights(layout.temperatures, temperature), dtype=torch.float64)
         per_item = items[:, 5:] @ weights
         wanted = F.cross_entropy(logits / temperature, target)
         assert float(per_item.mean()) == pytest.approx(float(wanted), abs=1e-4)

@@ -158,11 +158,13 @@ class TestSilent:
         assert first_rise(values, relative_floor=0.01, absolute_floor=0.0) is not None
         assert first_rise(values, relative_floor=0.0, absolute_floor=0.02) is None
 
-    def test_an_excursion_no_larger_than_one_that_recovered(self) -> None:
+    # Level: the lowest one lies before the first bump; falling: after it.
+    @pytest.mark.parametrize("slope", [0.0, -0.0005])
+    def test_an_excursion_no_larger_than_one_that_recovered(self, slope: float) -> None:
         # Two equal bumps of 0.2: the first is news until it goes, the second is what this run does.
         steps = np.arange(230)
         bumps = sum(0.2 * np.exp(-(((steps - center) / 5) ** 2)) for center in (70, 190))
-        values = (0.5 + bumps + noise(5, 230, 0.004)).tolist()
+        values = (0.5 + slope * steps + bumps + noise(5, 230, 0.004)).tolist()
         found = [count for count in range(8, 231) if find_rise(values[:count]) is not None]
         assert 75 in found
         assert max(found) < 100
@@ -175,7 +177,9 @@ class TestSilent:
     def test_sampling_errors_that_hide_the_rise(self) -> None:
         values = digits(0).tolist()
         assert find_rise(values, errors=[0.0] * 110) == find_rise(values) is not None
-        assert find_rise(values, errors=[0.01] * 110) is None
+        assert find_rise(values, errors=[math.nan] * 110) == find_rise(values)
+        for error in (0.01, math.inf):
+            assert find_rise(values, errors=[error] * 110) is None
 
 
 class TestInvariants:
@@ -351,8 +355,8 @@ class TestCompare:
         assert verdict.margin == margin
 
     def test_hand_computed(self) -> None:
-        # +-1 in turn: jitter 4 / (1.036433 sqrt(6)), inflated by 1 + 6 / 20; middle 3 of 5 values on
-        # both sides, (1 + 1 - 1) / 3 and (1 - 1 - 1) / 3.
+        # +-1 in turn: jitter 4 / (1.036433 sqrt(6)), inflated by 1 + 6 / 20; middle 3 of 5 values
+        # on both sides, (1 + 1 - 1) / 3 and (1 - 1 - 1) / 3.
         verdict = compare([1.0, -1.0] * 10, 10, 5.0)
         deviation = 4 / (1.036433 * math.sqrt(6)) * 1.3 * math.sqrt(2 * 1.14 / 5)
         assert verdict.resolvable == pytest.approx(2.326348 * deviation, rel=1e-6)

@@ -1,0 +1,170 @@
+"""The rooms hold: who may import whom, how long a file may be, what is public, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_lossacc
+
+ROOT = Path(lightning_lossacc.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+STDLIB = set(sys.stdlib_module_names)
+
+# room: (rooms of ours, packages from outside) that may be imported at all, at top level or inside functions.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "sums": (set(), {"torch"}),
+    "kernels.reference": ({"sums"}, {"torch"}),
+    "kernels": ({"kernels.reference", "sums"}, {"torch"}),
+    "refinement": ({"sums"}, {"torch"}),
+    "quantities": ({"refinement", "sums"}, {"torch"}),
+    "metrics": ({"kernels", "quantities", "refinement", "sums"}, {"torch", "torchmetrics"}),
+    "probe": ({"kernels", "refinement", "sums"}, {"torch"}),
+    "loss_calls": (set(), {"torch"}),
+    "capture": ({"loss_calls"}, {"torch"}),
+    "history": (set(), set()),
+    "trends": (set(), {"numpy"}),
+    "attribution": (set(), set()),
+    "diagnosis.event": ({"history"}, set()),
+    "diagnosis.evidence": ({"attribution", "history", "trends"}, set()),
+    "diagnosis.confidence": ({"diagnosis.event", "diagnosis.evidence"}, set()),
+    "diagnosis.generalisation": ({"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence"}, set()),
+    "diagnosis.message": ({"attribution", "diagnosis.event", "diagnosis.evidence"}, set()),
+    "diagnosis.engine": (
+        {
+            "attribution",
+            "diagnosis.confidence",
+            "diagnosis.event",
+            "diagnosis.evidence",
+            "diagnosis.generalisation",
+            "diagnosis.message",
+            "history",
+            "remedies",
+            "trends",
+        },
+        set(),
+    ),
+    "diagnosis": ({"diagnosis.engine", "diagnosis.event"}, set()),
+    "remedies": ({"history"}, set()),
+    "curves": ({"diagnosis.event", "history"}, set()),
+    "figures": ({"curves", "diagnosis.event", "history"}, {"matplotlib", "numpy"}),
+    "closing": ({"attribution", "diagnosis.engine", "diagnosis.event", "diagnosis.message", "history", "trends"}, set()),
+    "sinks.files": ({"diagnosis.event", "figures", "history"}, set()),
+    "sinks.generic": ({"diagnosis.event", "history"}, set()),
+    "sinks.tensorboard": ({"curves", "diagnosis.event", "figures", "history", "sinks.generic"}, set()),
+    "sinks.wandb": ({"curves", "diagnosis.event", "figures", "history", "sinks.generic"}, {"wandb"}),
+    "sinks.terminal": ({"diagnosis.event"}, {"rich", "tqdm"}),
+    "sinks": (
+        {"diagnosis.event", "history", "sinks.files", "sinks.generic", "sinks.tensorboard", "sinks.wandb"},
+        set(),
+    ),
+    "stages": ({"capture", "kernels", "probe", "quantities", "refinement", "sums"}, {"torch"}),
+    "resume": ({"history", "stages", "sums"}, {"torch"}),
+    "run": (
+        {"capture", "closing", "diagnosis", "history", "quantities", "resume", "sinks", "sinks.terminal", "stages"},
+        {"lightning", "torch"},
+    ),
+    "callback": ({"capture", "diagnosis", "diagnosis.engine", "history", "run", "stages"}, {"lightning"}),
+    "demo": (set(), {"lightning", "sklearn", "torch", "torchmetrics"}),
+    "cli": ({"demo", "metrics"}, {"lightning", "torch"}),
+    "": ({"callback", "diagnosis", "history", "metrics"}, set()),
+}
+# Loaded only where they are needed: importing the package must cost nothing that the user does not use.
+LAZY = {"matplotlib", "triton", "wandb", "tensorboard", "mlflow", "comet_ml", "rich", "sklearn", "jsonargparse", "tqdm"}
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "types", "misc"}
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "relative import"
+            assert all(alias.name != "*" for alias in node.names), "star import"
+            if node.module.startswith("lightning_lossacc"):
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    place = ROOT.joinpath(*inner.split(".")[1:])
+                    is_room = place.with_suffix(".py").exists() or place.is_dir()
+                    found.add(inner if is_room else node.module)
+            else:
+                found.add(node.module)
+    return found
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name.removeprefix("lightning_lossacc").lstrip(".") for name in names if name.startswith("lightning_lossacc")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_imports_follow_the_table(path: Path) -> None:
+    name = room(path)
+    assert name in ROOMS, f"{name} is not in the table of rooms"
+    found = imports(ast.parse(path.read_text()))
+    allowed, outside = ROOMS[name]
+    assert ours(found) <= allowed, ours(found) - allowed
+    foreign = {item.split(".")[0] for item in found if not item.startswith("lightning_lossacc")} - STDLIB
+    assert foreign <= outside, foreign - outside
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_nothing_heavy_at_top_level(path: Path) -> None:
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    top = {name.split(".")[0] for node in body for name in imports(node)}
+    assert not top & LAZY
+
+
+def test_table_has_no_cycle_and_no_stale_room() -> None:
+    assert set(ROOMS) == {room(path) for path in FILES}
+    done: set[str] = set()
+    while len(done) < len(ROOMS):
+        ready = {name for name, (needs, _) in ROOMS.items() if name not in done and needs <= done}
+        assert ready, f"import cycle among {sorted(set(ROOMS) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_files_are_short_and_named_by_question(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+    assert not set(path.relative_to(ROOT).with_suffix("").parts) & FORBIDDEN_NAMES
+    assert ast.get_docstring(ast.parse(path.read_text())), "a file says which question it answers"
+
+
+@pytest.mark.parametrize("name", ["kernels/reference.py", "kernels/__init__.py", "metrics.py", "probe.py"])
+def test_updates_do_not_read_the_device(name: str) -> None:
+    tree = ast.parse((ROOT / name).read_text())
+    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+        if function.name not in ("row_statistics", "row_values", "item_values", "canonical", "update", "_multiclass", "_binary"):
+            continue
+        called = {node.func.attr for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+        assert not called & {"item", "cpu", "tolist", "numpy", "nonzero", "unique"}, function.name
+
+
+def test_public_surface() -> None:
+    assert len(lightning_lossacc.__all__) <= 12
+    assert {name for name in dir(lightning_lossacc) if not name.startswith("_")} == set(lightning_lossacc.__all__)
+    for name in lightning_lossacc.__all__:
+        assert getattr(lightning_lossacc, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lightning_lossacc.nothing
+
+
+def test_import_is_light_and_silent() -> None:
+    code = (
+        "import sys, lightning_lossacc\n"
+        "from lightning_lossacc import History, Event\n"
+        "heavy = {'torch', 'lightning', 'matplotlib', 'triton', 'wandb', 'tensorboard'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == done.stderr == "", done.stderr
