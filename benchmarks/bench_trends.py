@@ -38,9 +38,7 @@ NO_FLOORS = {"relative_floor": 0.0, "absolute_floor": 0.0}
 RESULTS = Path(__file__).parent / "results" / "trends.jsonl"
 
 
-def decay(
-    time_points: Array, floor: float = 0.5, amplitude: float = 1.5, scale: float = 10.0
-) -> Array:
+def decay(time_points: Array, floor: float = 0.5, amplitude: float = 1.5, scale: float = 10.0) -> Array:
     """The healthy curve: `floor + amplitude exp(-t / scale)`."""
     return floor + amplitude * np.exp(-time_points / scale)
 
@@ -104,9 +102,7 @@ def healthy() -> dict[str, Family]:
         "learning-rate drop": rate_drop,
         "power law": lambda r, n: 0.5 + 1.5 / np.sqrt(1 + steps(n)) + white(r, n),
         "late start": late_start,
-        "rounded, 2-4 digits": lambda r, n: np.round(
-            decay(steps(n)) + white(r, n), int(r.integers(2, 5))
-        ),
+        "rounded, 2-4 digits": lambda r, n: np.round(decay(steps(n)) + white(r, n), int(r.integers(2, 5))),
         "irregular spacing": lambda r, n: decay(np.cumsum(r.exponential(1.0, n))) + white(r, n),
         "warm restarts, +4 %": lambda r, n: decay(steps(n)) + warm_restarts(n, 0.02) + white(r, n),
         "warm restarts, +20 %": lambda r, n: decay(steps(n)) + warm_restarts(n, 0.1) + white(r, n),
@@ -260,9 +256,7 @@ def rate(hits: int, runs: int) -> dict[str, float]:
 def false_alarms(runs: int) -> Iterator[dict[str, object]]:
     """Rates of runs with at least one alarm, for every family, detector and length."""
     for number, (name, family) in enumerate(healthy().items()):
-        series = [
-            family(np.random.default_rng([SEED, number, run]), LENGTHS[-1]) for run in range(runs)
-        ]
+        series = [family(np.random.default_rng([SEED, number, run]), LENGTHS[-1]) for run in range(runs)]
         for detector, rule in DETECTORS.items():
             looked_at = series[: _runs(detector, runs)]
             alarms = [rule(one) for one in looked_at]
@@ -280,10 +274,7 @@ def false_alarms(runs: int) -> Iterator[dict[str, object]]:
 def detections(runs: int) -> Iterator[dict[str, object]]:
     """Rates of runs whose first alarm comes within 30 and within 70 evaluations of the rise."""
     for number, (name, (start, family)) in enumerate(rising().items()):
-        series = [
-            family(np.random.default_rng([SEED, 100 + number, run]), start + 71)
-            for run in range(runs)
-        ]
+        series = [family(np.random.default_rng([SEED, 100 + number, run]), start + 71) for run in range(runs)]
         for detector, rule in DETECTORS.items():
             count = _runs(detector, runs)
             alarms = [rule(one) for one in series[:count]]
@@ -310,9 +301,7 @@ def intervals(runs: int) -> Iterator[dict[str, object]]:
                 random = np.random.default_rng([SEED, 200 + number, run])
                 # The last part of a longer run: there is no trend left.
                 values = families[name](random, length + 150)[150:]
-                missed += (
-                    not (low := compare(values.tolist(), length // 3, 0.02)).low <= 0 <= low.high
-                )
+                missed += not (low := compare(values.tolist(), length // 3, 0.02)).low <= 0 <= low.high
                 values[length // 3 + 5 :] += 0.02
                 flat += compare(values.tolist(), length // 3, 0.02).kind == "flat"
             shared = {"table": "compare", "family": name, "length": length}

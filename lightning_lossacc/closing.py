@@ -57,6 +57,8 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
             continue
         own = [event for event in events if (event.stage, event.loader) == (stage, loader)]
         blocks.append(_stream(series, own, margin))
+    if not blocks:
+        blocks.append("lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy")
     if files is not None:
         blocks.append(f"files: {files} (history.jsonl, events.jsonl, lossacc.png)")
     return "\n".join(blocks)
@@ -117,4 +119,7 @@ def _best(series: Sequence[Record], key: str, sign: int) -> Record | None:
 
 
 def _logged_loss(record: Record) -> tuple[str, float] | None:
-    return next(((key, value) for key, value in record.logged.items() if "loss" in key.lower()), None)
+    """The user's loss of this loader; Lightning ends its name with the loader's number if there are several."""
+    losses = {key: value for key, value in record.logged.items() if "loss" in key.lower()}
+    own = [key for key in losses if "/dataloader_idx_" not in key or key.endswith(f"/dataloader_idx_{record.loader}")]
+    return (own[0], losses[own[0]]) if own else None

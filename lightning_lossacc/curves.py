@@ -81,12 +81,12 @@ class Range:
             high = max(high, rise)
         if top - low <= 2.5 * (high - low):
             high = top
+        if high > 0 and low < high / 30:
+            return cls(max(low, high * 1e-4), high, log=True)
         trained = min(finite(training), default=low)
         # The training loss may double the length of the axis; more would flatten what matters.
         if high - low >= 0.5 * (high - trained):
             low = min(low, trained)
-        if high > 0 and low < high / 30:
-            return cls(max(low, high * 1e-4), high, log=True)
         # Less than a tenth of the loss would show noise as if it were news.
         return cls._of_length(low, high, 0.1 * abs(high))
 

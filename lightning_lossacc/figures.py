@@ -211,12 +211,7 @@ def _draw_loss(axes: Axes, curves: Curves, training: Curves) -> None:
     # The air above the curves holds the name of the gap.
     bottom, top = axes.set_ylim(*shown.limits(0.08, 0.3))
 
-    def drawn(values: list[float]) -> list[float]:
-        # A value of 1e300 would overflow matplotlib's transform: lines end just outside the panel.
-        floor, ceiling = (bottom / 10, top * 10) if shown.log else (2 * bottom - top, 2 * top - bottom)
-        return [value if math.isnan(value) else min(max(value, floor), ceiling) for value in values]
-
-    _draw_gap(axes, curves, drawn(nll), drawn(refined))
+    _draw_gap(axes, curves, nll, refined)
     ends = []
     for stream, values, name, color, style in (
         (training, trained, "training", FAINT, {"linewidth": 1.0, "linestyle": ":"}),
@@ -226,14 +221,13 @@ def _draw_loss(axes: Axes, curves: Curves, training: Curves) -> None:
         least, newest = best(values), last(values)
         if least is None or newest is None:
             continue
-        visible = drawn(values)
-        _draw_line(axes, stream.x, visible, color, **style)
+        _draw_line(axes, stream.x, values, color, **style)
         ring = ""
         if stream is curves:
-            _draw_ring(axes, stream.x[least], visible[least], color)
+            _draw_ring(axes, stream.x[least], values[least], color)
             ring = f"○ lowest {_nats(values[least])}, epoch {stream.records[least].epoch}"
         arrow = " ▼" if values[newest] < bottom else " ▲" if values[newest] > top else ""
-        ends.append((visible[newest], f"{name} {_nats(values[newest])}{arrow}", ring, color))
+        ends.append((values[newest], f"{name} {_nats(values[newest])}{arrow}", ring, color))
     _write_ends(axes, ends)
     worst = best(nll, sign=-1)
     if worst is not None and nll[worst] > top:

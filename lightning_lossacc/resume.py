@@ -1,21 +1,27 @@
 """What a checkpoint keeps of the monitor, in primitives and tensors, so that it is read with `weights_only`.
 
 The ring of evaluations holds the scalars that trends need: 2 000 evaluations in 240 KB. Arrays and attributions are in
-`history.jsonl`.
+`history.jsonl`, from which they come back if the run goes on in the same directory.
 """
 
 from __future__ import annotations
 
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_lossacc.history import History, Record
-from lightning_lossacc.stages import StageState
+from lightning_lossacc.stages import StageState, fold
 from lightning_lossacc.sums import Layout
 
 RING = 2000
+EVENT_BYTES = 12_000
 STAGES = ("train", "val", "test", "validate")
 KEYS = (
     "nll",
@@ -70,29 +76,75 @@ def load_history(table: Tensor) -> History:
     return History(records)
 
 
-def save_train(state: StageState, interrupted: bool) -> dict[str, Any] | None:
+def complete_history(history: History, path: Path) -> None:
+    """Gives records of a checkpoint back what only `history.jsonl` holds; those that it lacks stay as they are.
+
+    Lines that were written after the checkpoint belong to a run that was given up, and are left out.
+    """
+    try:
+        written = {_place(record): record for record in History.read(path)}
+    except (OSError, ValueError):
+        return
+    history.records = [written.get(_place(record), record) for record in history]
+
+
+def _place(record: Record) -> tuple[str, int, int, int, float]:
+    # The time tells two branches of one run apart; JSON gives back the very same number.
+    return record.stage, record.loader, record.epoch, record.global_step, record.time
+
+
+def pack(lines: Sequence[str], limit: int = EVENT_BYTES) -> bytes:
+    """The newest lines, compressed, in at most `limit` bytes."""
+    kept = list(lines)
+    while True:
+        packed = zlib.compress("\n".join(kept).encode())
+        if len(packed) <= limit or not kept:
+            return packed
+        kept = kept[max(1, len(kept) // 8) :]
+
+
+def unpack(packed: bytes) -> list[str]:
+    """The inverse of `pack`."""
+    return zlib.decompress(packed).decode().split("\n") if len(packed) > len(zlib.compress(b"")) else []
+
+
+def is_interrupted() -> bool:
+    """Whether an exception or a signal is being handled, when ranks may stand anywhere."""
+    if sys.exc_info()[0] is not None:
+        return True
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("signal_connector.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def save_train(state: StageState, device: torch.device, num_processes: int, interrupted: bool) -> dict[str, Any] | None:
     """Sums of a begun training epoch over all ranks; None between epochs.
 
-    Adding over ranks is a collective, so that after an exception or a signal, when ranks may stand anywhere, nothing is
-    added and the part is marked as missing.
+    Adding over ranks is a collective, so that after an exception or a signal nothing is added and the part is marked as
+    missing. Else every rank takes part, whether it has captured anything or not.
     """
-    if not state.batches or state.layout is None:
+    if not state.batches:
         return None
-    counts, sums = state.counts.clone(), state.sums.clone()
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    several = several and torch.distributed.get_world_size() > 1
-    if several and not interrupted:
-        torch.distributed.all_reduce(counts)
-        torch.distributed.all_reduce(sums)
+    state = replace(state)
+    if state.layout is not None:
+        state.counts, state.sums = state.counts.clone(), state.sums.clone()
+    problem = None
+    if num_processes > 1:
+        problem = "not added over ranks" if interrupted else fold([state], device)
     layout = state.layout
+    if layout is None:
+        return None
     return {
         "task": layout.task,
         "num_classes": layout.num_classes,
         "ignore_index": layout.ignore_index,
-        "counts": counts.cpu(),
-        "sums": sums.cpu(),
+        "counts": state.counts.cpu(),
+        "sums": state.sums.cpu(),
         "batches": state.batches,
-        "complete": state.complete and not (several and interrupted),
+        "complete": state.complete and problem is None,
     }
 
 
@@ -107,8 +159,7 @@ def load_train(state: StageState, saved: dict[str, Any], device: torch.device, f
         ignore_index=saved["ignore_index"],
     )
     state.adopt(layout, device)
-    state.batches = saved["batches"]
-    state.complete = saved["complete"]
+    state.batches, state.complete = saved["batches"], saved["complete"]
     if first_rank:
         state.counts.copy_(saved["counts"])
         state.sums.copy_(saved["sums"])

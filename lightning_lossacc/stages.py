@@ -22,6 +22,8 @@ from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 
 CLASS_TABLE = 64
 NO_LAYOUT = -(2**40)
+# The second is Lightning's, around a sampler of the user; both repeat items at each rank's end.
+_PADDING_SAMPLERS = ("DistributedSampler", "DistributedSamplerWrapper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,12 @@ class Sampling:
     reason: str = "the data loader is unknown"
 
     @classmethod
-    def of(cls, loader: Any) -> Sampling:
-        """Reads a data loader; never iterates its sampler, which would draw from the random number generator."""
+    def of(cls, loader: Any, num_processes: int = 1) -> Sampling:
+        """Reads a data loader of one of several processes.
+
+        Its sampler is never iterated, which would draw from the random number generator. Classes are compared exactly: a
+        subclass may order items as it likes.
+        """
         if not isinstance(loader, DataLoader):
             return cls(reason=f"{type(loader).__name__} is no torch DataLoader")
         sampler, batches = loader.sampler, loader.batch_sampler
@@ -56,15 +62,18 @@ class Sampling:
             return cls(reason="the data set is iterable or the batch sampler is the user's own")
         size = len(loader.dataset)
         if type(sampler) is SequentialSampler:
-            return cls(size, size, batches.batch_size, known=True, reason="")
-        if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
-            rank, world = sampler.rank, sampler.num_replicas
+            reason = "each process reads a whole data set of its own" if num_processes > 1 else ""
+            return cls(size, size, batches.batch_size, known=not reason, reason=reason)
+        kind = type(sampler).__name__
+        if isinstance(sampler, DistributedSampler) and not sampler.drop_last and kind in _PADDING_SAMPLERS:
+            rank, world, size = sampler.rank, sampler.num_replicas, len(sampler.dataset)
             owned = max(0, math.ceil((size - rank) / world))
-            reason = "the distributed sampler shuffles" if sampler.shuffle else ""
-            return cls(size, owned, batches.batch_size, rank, world, not sampler.shuffle, reason)
-        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
+            known = kind == "DistributedSampler" and not sampler.shuffle
+            reason = "" if known else "the distributed sampler shuffles, or wraps the user's own"
+            return cls(size, owned, batches.batch_size, rank, world, known, reason)
+        if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size:
             return cls(size, size, batches.batch_size, reason="the sampler shuffles")
-        return cls(reason=f"the order of {type(sampler).__name__} is unknown")
+        return cls(reason=f"the order of {kind} is unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +143,22 @@ class StageState:
             self._calls += 1
             if self.probe is not None:
                 self._add_to_probe(logits, target, owned)
-        except (ValueError, TypeError) as error:
-            self.failure = self.failure or str(error)
-            self.complete = False
+        except Exception as error:
+            self.fail(str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Remembers why a batch is missing; this evaluation stays out of trends."""
+        self.failure = self.failure or reason
+        self.complete = False
+
+    def begin_evaluation(self, sampling: Sampling, references: dict[str, Any]) -> None:
+        """Empties the accumulators; `references` of a checkpoint wait for the first batch."""
+        is_new = sampling != self.sampling
+        self.sampling = sampling
+        self.reference_state = references or self.reference_state
+        if self.layout is not None and is_new:
+            self._make_probe()
+        self.clear()
 
     def clear(self) -> None:
         """Ready for the next evaluation; layout, vectors' identity and references stay."""
@@ -155,7 +177,11 @@ class StageState:
 
     def unpair(self, reason: str) -> None:
         """Switches paired comparison off and says why."""
-        self.probe, self.unpaired = None, reason
+        self.probe, self.unpaired, self.reference_state = None, reason, {}
+
+    def references(self) -> dict[str, Any]:
+        """Kept evaluations of the probe, for a checkpoint; those of a checkpoint that no batch has taken up yet, too."""
+        return self.reference_state if self.probe is None else self.probe.state()
 
     def values(self) -> dict[str, float]:
         """All scalar quantities."""
@@ -180,12 +206,16 @@ class StageState:
     def _begin(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
         self.counts, self.sums = layout.zeros(device)
+        self._make_probe()
+
+    def _make_probe(self) -> None:
+        self.probe, self.unpaired = None, ""
         if not self.grid:
             self.unpaired = "training batches are not paired"
         elif not self.sampling.known:
             self.unpaired = self.sampling.reason
-        elif self.settings.probe_items > 0 and not self.unpaired:
-            self.probe = Probe(self.sampling.num_items, layout, self.settings.probe_items, device)
+        elif self.settings.probe_items > 0:
+            self.probe = Probe(self.sampling.num_items, self.layout, self.settings.probe_items, self.counts.device)
             self.probe.load_state(self.reference_state)
 
     def _expected_items(self) -> int:
@@ -198,7 +228,7 @@ class StageState:
     def _items(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int | None]:
         """Rows grouped by item and without padding; the number of items, or None if rows could not be told apart."""
         expected = self._expected_items()
-        if not expected or self._calls:
+        if not expected or (self._calls and len(logits) != expected):
             return logits, target, None
         if len(logits) != expected:
             # Tokens of a sequence are often flattened into rows: (B * L, C) becomes (B, C, L), the unit of sampling.
@@ -210,9 +240,11 @@ class StageState:
         return logits[:owned], target[:owned], owned
 
     def _add_to_probe(self, logits: Tensor, target: Tensor, owned: int | None) -> None:
+        if self._calls > 1:
+            self.unpair("the step calls the loss several times")
+            return
         if owned is None:
-            several = "the step calls the loss several times" if self._calls > 1 else "rows of a batch are not its items"
-            self.unpair(several)
+            self.unpair("rows of a batch are not its items")
             return
         count = torch.arange(self._position, self._position + owned, device=logits.device)
         self.probe.update(self.sampling.first + self.sampling.stride * count, logits, target)
@@ -245,8 +277,8 @@ def fold(states: list[StageState], device: torch.device) -> str | None:
     """Adds up the states of all ranks, in place, with three collectives; a no-op in a single process.
 
     The first (MAX) agrees on a header for each loader: whether any rank has a layout, its task, classes and ignored index, a
-    hash of the layout, and whether any rank lost its pairing or a part. The second and third (SUM) carry all counts, and
-    all sums with the probes. A rank without data adopts the layout and adds zeros.
+    hash of the layout, the size of the data set, and whether any rank lost its pairing or a part. The second and third
+    (SUM) carry all counts, and all sums with the probes. A rank without data adopts the layout and adds zeros.
 
     Returns:
         None, or one sentence if ranks disagree; then nothing was folded, on any rank.
@@ -259,7 +291,7 @@ def fold(states: list[StageState], device: torch.device) -> str | None:
     torch.distributed.all_reduce(header, op=torch.distributed.ReduceOp.MAX)
     agreed = header.tolist()
     for state, row in zip(states, agreed, strict=True):
-        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial = row
+        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial, largest, negated_smallest = row
         if not known:
             continue
         if high != -negated_low:
@@ -268,36 +300,29 @@ def fold(states: list[StageState], device: torch.device) -> str | None:
         task = "binary" if is_binary else "multiclass"
         ignored = None if ignore_index == NO_LAYOUT else ignore_index
         state.adopt(_layout(task, num_classes, ignored, state.settings, state.grid), device)
-        if unpaired and state.probe is not None:
-            state.unpair("another rank could not pair its rows")
+        # Another size is another probe, and vectors of other lengths would hang or mix up the sum.
+        if unpaired or largest != -negated_smallest:
+            state.unpair(state.unpaired or "another rank could not pair its rows")
         state.complete = state.complete and not partial
     active = [state for state in states if state.layout is not None]
     if not active:
         return None
     _all_reduce([state.counts for state in active])
     _all_reduce(
-        [state.sums for state in active]
-        + [state.probe.current[:-1] for state in active if state.probe is not None]
+        [state.sums for state in active] + [state.probe.current[:-1] for state in active if state.probe is not None]
     )
     return None
 
 
 def _header(state: StageState) -> list[int]:
+    size = -1 if state.sampling.num_items is None else state.sampling.num_items
+    partial = int(not state.complete)
     if state.layout is None:
-        return [0, 0, 0, NO_LAYOUT, NO_LAYOUT, NO_LAYOUT, 0, int(not state.complete)]
+        return [0, 0, 0, NO_LAYOUT, NO_LAYOUT, NO_LAYOUT, int(not state.sampling.known), partial, size, -size]
     layout, digest = state.layout, int(state.layout.fingerprint, 16)
     ignore_index = NO_LAYOUT if layout.ignore_index is None else layout.ignore_index
-    unpaired = int(state.probe is None and bool(state.unpaired))
-    return [
-        1,
-        int(layout.task == "binary"),
-        layout.num_classes,
-        ignore_index,
-        digest,
-        -digest,
-        unpaired,
-        int(not state.complete),
-    ]
+    is_binary, unpaired = int(layout.task == "binary"), int(bool(state.unpaired))
+    return [1, is_binary, layout.num_classes, ignore_index, digest, -digest, unpaired, partial, size, -size]
 
 
 def _all_reduce(tensors: list[Tensor]) -> None:

@@ -231,9 +231,7 @@ def jitter(values: Sequence[float]) -> float | None:
 class _Scan:
     """Running medians and their averages, from which the rise at any end of a series is read."""
 
-    def __init__(
-        self, series: Array, errors: Array, floors: tuple[float, float], alpha: float
-    ) -> None:
+    def __init__(self, series: Array, errors: Array, floors: tuple[float, float], alpha: float) -> None:
         self.series, self.errors, self.floors, self.alpha = series, errors, floors, alpha
         self.differences = _Differences(series)
         self.medians = _running_median(series)
@@ -309,9 +307,7 @@ class _Differences:
         rounded = 0 < len(gaps) < len(series) - 1  # Values that repeat may hide their jitter.
         self.rounding = float(gaps.min()) / math.sqrt(12) if rounded else 0.0
 
-    def noise(
-        self, start: int, stop: int, step: int, discount: float = SCAN_DISCOUNT
-    ) -> tuple[float, float]:
+    def noise(self, start: int, stop: int, step: int, discount: float = SCAN_DISCOUNT) -> tuple[float, float]:
         """Standard deviation and lag-1 autocorrelation of `series[start:stop]` around its trend.
 
         Differences of lag 2 and more that straddle `step` are left out. In an AR(1) series a

@@ -195,6 +195,7 @@ def test_axis_keeps_a_late_rise_and_cuts_a_blow_up():
 def test_training_loss_may_double_the_axis_and_no_more():
     assert Range.of_loss([0.6, 0.8], [], [0.5]).low == 0.5
     assert Range.of_loss([0.6, 0.8], [], [0.1]).low == 0.6
+    assert Range.of_loss([0.5, 1.0], [], [0.01]) == Range(0.01, 1.0)
     figure = picture(run())
     assert has(figure, "training 0.0075 ▼")
 

@@ -73,9 +73,7 @@ class TestOpens:
         ("curve", "opens", "lowest", "latest_onset", "largest_noise"),
         [(digits, (60, 100), (35, 65), 75, 0.005), (breast_cancer, (30, 65), (6, 16), 30, 0.002)],
     )
-    def test_slow_rises(
-        self, curve, opens, lowest, latest_onset: int, largest_noise: float, seed: int
-    ) -> None:
+    def test_slow_rises(self, curve, opens, lowest, latest_onset: int, largest_noise: float, seed: int) -> None:
         opened, shift = first_rise(curve(seed))
         assert opens[0] < opened < opens[1]
         assert lowest[0] <= shift.reference <= lowest[1]
@@ -223,16 +221,12 @@ class TestInvariants:
         shift = find_rise([*holes, math.nan])
         finite = [index for index, value in enumerate(holes) if math.isfinite(value)]
         assert plain is not None
-        assert shift == dataclasses.replace(
-            plain, reference=finite[plain.reference], onset=finite[plain.onset]
-        )
+        assert shift == dataclasses.replace(plain, reference=finite[plain.reference], onset=finite[plain.onset])
         assert jitter(holes) == jitter(values)
 
     @given(st.lists(st.floats(-3, 3), min_size=2, max_size=40), st.integers(1, MAX_REPEATS))
     @settings(max_examples=150, deadline=None)
-    def test_repeating_the_last_point_changes_nothing(
-        self, values: list[float], times: int
-    ) -> None:
+    def test_repeating_the_last_point_changes_nothing(self, values: list[float], times: int) -> None:
         values = [*values, values[-1] + 1.0]
         assert find_rise(values + [values[-1]] * times) == find_rise(values)
 
@@ -365,10 +359,7 @@ class TestCompare:
 
     def test_wandering_widens_the_interval(self) -> None:
         white = [compare((0.5 + noise(s, 150)).tolist(), 50, 1.0).resolvable for s in range(15)]
-        slow = [
-            compare((0.5 + autoregression(s, 150, 0.8)).tolist(), 50, 1.0).resolvable
-            for s in range(15)
-        ]
+        slow = [compare((0.5 + autoregression(s, 150, 0.8)).tolist(), 50, 1.0).resolvable for s in range(15)]
         assert np.median(slow) > 1.3 * np.median(white)
 
     def test_a_step_is_no_jitter(self) -> None:

@@ -74,7 +74,7 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     workspace: list[Tensor] = []
     for start, chunk, class_dim in _chunks(logits, layout):
         count = chunk.shape[1 - class_dim]
-        workspace = workspace or [torch.empty_like(chunk).view(-1) for _ in range(4)]
+        workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
         part = _chunk_values(chunk, safe_target[start : start + count], class_dim, layout, buffers)
         parts.append(part._replace(valid=part.finite & considered[start : start + count]))
@@ -195,7 +195,10 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
 
 
 def _chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]:
-    """Yields (first row, chunk in a reused buffer, dimension of the classes): (rows, C) with 1, or (C, rows) with 0."""
+    """Yields (first row, chunk, dimension of the classes): (rows, C) with 1, or (C, rows) with 0.
+
+    A chunk is a view of the logits where their dtype and strides allow it, else a reused buffer; it must not be written to.
+    """
     items, _, rows_per_item = logits.shape
     classes = layout.num_classes
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -210,12 +213,17 @@ def _chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]
     if rows_per_item == 1 or logits.stride(1) == 1:
         by_row = logits.movedim(1, -1).reshape(-1, classes)  # (N, C); a view where the strides allow
         transposed = classes <= FEW_CLASSES
+        as_it_is = not transposed and by_row.dtype == wide and by_row.stride(1) == 1
         shape = (classes, min(chunk_rows, len(by_row))) if transposed else (min(chunk_rows, len(by_row)), classes)
-        buffer = torch.empty(shape, dtype=wide, device=logits.device)
+        buffer = torch.empty((0, 0) if as_it_is else shape, dtype=wide, device=logits.device)
         for start in range(0, len(by_row), chunk_rows):
             part = by_row[start : start + chunk_rows]
-            chunk = buffer[:, : len(part)] if transposed else buffer[: len(part)]
-            yield start, chunk.copy_(part.T if transposed else part), 0 if transposed else 1
+            if as_it_is:
+                yield start, part, 1
+            elif transposed:
+                yield start, buffer[:, : len(part)].copy_(part.T), 0
+            else:
+                yield start, buffer[: len(part)].copy_(part), 1
         return
     if rows_per_item >= chunk_rows:
         buffer = torch.empty((classes, chunk_rows), dtype=wide, device=logits.device)
@@ -230,43 +238,28 @@ def _chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]
         yield item * rows_per_item, part.to(wide, copy=True).reshape(classes, -1), 0
 
 
-def _chunk_values(
-    logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor]
-) -> RowValues:
-    """Quantities of one chunk, which is overwritten as the buffers are; `target` (rows,) must be within 0 ... C-1."""
+def _chunk_values(logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor]) -> RowValues:
+    """Quantities of one chunk; the buffers are overwritten; `target` (rows,) must be within 0 ... C-1."""
+    difference, power, product, *chain_buffers = buffers
     index = target.unsqueeze(class_dim)
-    target_logit = logits.gather(class_dim, index)  # (rows, 1) or (1, rows)
-    logits.scatter_(class_dim, index, -math.inf)
-    other = logits.amax(class_dim, keepdim=True)
-    logits.scatter_(class_dim, index, target_logit)
-    top = torch.maximum(other, target_logit)
+    top = logits.amax(class_dim, keepdim=True)  # (rows, 1) or (1, rows)
+    target_logit = logits.gather(class_dim, index)
     # NaN and +inf reach the maximum, so that one test of a row's maximum and target finds every non-finite row.
     finite = (torch.isfinite(top) & torch.isfinite(target_logit)).squeeze(class_dim)
-    margin = (target_logit - other).squeeze(class_dim)
-    correct = margin > 0
-    predicted = target.clone()
-    top_k = correct.clone()
-    on_host = logits.device.type == "cpu"
-    # Classes are ranked only where the target is not the sole maximum; elsewhere without a host read.
-    rows = (~correct).nonzero().squeeze(1) if on_host else slice(None)
-    if not on_host or rows.numel():
-        open_rows = logits[rows] if class_dim == 1 else logits[:, rows]
-        highest = open_rows.argmax(class_dim)
-        predicted[rows] = highest
-        correct[rows] = highest == target[rows]
-        open_index = target[rows].unsqueeze(class_dim)
-        level = open_rows.gather(class_dim, open_index)
-        position = torch.arange(layout.num_classes, device=logits.device)
-        position = position if class_dim == 1 else position[:, None]
-        beaten_by = (open_rows > level) | ((open_rows == level) & (position < open_index))
-        top_k[rows] = beaten_by.sum(class_dim) < layout.top_k
+    torch.sub(logits, top, out=difference)
+    target_difference = target_logit - top
+    # The largest of the others is found in the differences, where the target can be masked without touching the input. Either
+    # it or the target is 0 there, so that the margin is the difference of two logits, rounded once.
+    difference.scatter_(class_dim, index, -math.inf)
+    other_difference = difference.amax(class_dim, keepdim=True)
+    difference.scatter_(class_dim, index, target_difference)
+    margin = (target_difference - other_difference).squeeze(class_dim)
+    target_difference = target_difference.squeeze(class_dim)
+    correct, predicted, top_k = _ranks(logits, target, margin > 0, class_dim, layout)
 
-    difference = logits.sub_(top)
-    target_difference = (target_logit - top).squeeze(class_dim)
-    power, product, *chain_buffers = buffers
     torch.exp(difference, out=power)
     first = _weighted_sum(power, difference, class_dim, product)
-    if not on_host or not bool(torch.isfinite(first).all()):
+    if logits.device.type != "cpu" or not bool(torch.isfinite(first).all()):
         # -inf is a legal mask of a class, but 0 * -inf is not a number; the clamp costs a pass, so only here.
         difference.clamp_min_(LOWEST_DIFFERENCE)
         first = _weighted_sum(power, difference, class_dim, product)
@@ -289,6 +282,37 @@ def _chunk_values(
         temperature_nll=grid[0],
         temperature_slope=grid[1],
     )
+
+
+def _ranks(
+    logits: Tensor, target: Tensor, sole_maximum: Tensor, class_dim: int, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Correct, predicted class and top-k hit of each row.
+
+    Classes are ranked only where the target is not the sole maximum, and ties counted only where there are some: comparisons
+    and argmax cost more than the exponentials. On another device than the CPU all rows take part, without a host read.
+    """
+    on_host = logits.device.type == "cpu"
+    correct, predicted, top_k = sole_maximum.clone(), target.clone(), sole_maximum.clone()
+    rows = (~sole_maximum).nonzero().squeeze(1) if on_host else torch.arange(len(target), device=target.device)
+    if not rows.numel():
+        return correct, predicted, top_k
+    open_rows = logits.index_select(1 - class_dim, rows)
+    predicted[rows] = open_rows.argmax(class_dim)
+    correct[rows] = predicted[rows] == target[rows]
+    index = target[rows].unsqueeze(class_dim)
+    signs = open_rows.sub_(open_rows.gather(class_dim, index)).sign_()
+    unequal = signs.abs().sum(class_dim)
+    greater = (unequal + signs.sum(class_dim)) / 2
+    tied = unequal < layout.num_classes - 1
+    places = tied.nonzero().squeeze(1) if on_host else torch.arange(len(rows), device=target.device)
+    if places.numel():
+        position = torch.arange(layout.num_classes, device=target.device)
+        position = position if class_dim == 1 else position[:, None]
+        earlier = (signs.index_select(1 - class_dim, places) == 0) & (position < index.index_select(1 - class_dim, places))
+        greater[places] += earlier.sum(class_dim)
+    top_k[rows] = greater < layout.top_k
+    return correct, predicted, top_k
 
 
 def _temperature_values(
