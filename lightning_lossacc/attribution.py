@@ -1,7 +1,7 @@
 """Why did the loss move? Identities whose parts add up to the change exactly, from the paired numbers of a probe.
 
-Every function takes the dictionary that `probe.compare` makes and returns parts that sum to its `nll_change` within 1e-9.
-Only paired groups are used: "more confident" cannot be told from "other rows" by unpaired means.
+Every function takes the dictionary that `probe.compare` makes and returns parts that sum to its `nll_change` within
+1e-9. Only paired groups are used: "more confident" cannot be told from "other rows" by unpaired means.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def by_group(paired: dict[str, Any]) -> dict[str, float]:
 def by_temperature(paired: dict[str, Any]) -> dict[str, float]:
     """Change of the NLL as change after one temperature plus change of what one temperature removes.
 
-    L = R + G with R the NLL after the best single temperature and G = L - R >= 0 (Berta et al. 2025), so dL = dR + dG. One
-    temperature cannot repair class-wise or prior errors: R is an upper bound of what is left after re-calibration.
+    L = R + G with R the NLL after the best single temperature and G = L - R >= 0 (Berta et al. 2025), so dL = dR + dG.
+    One temperature cannot repair class-wise or prior errors: R is an upper bound of what is left after re-calibration.
 
     Returns:
         Two parts, or an empty dictionary if the temperature grid was off.

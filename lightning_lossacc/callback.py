@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lossacc.capture import Capture
 from lightning_lossacc.diagnosis import Event
@@ -29,11 +28,7 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, trainer, *args, **kwargs)
         except Exception as error:
-            if not self._failed:
-                self._failed = True
-                rank_zero_warn(
-                    f"lossacc failed in {hook.__name__}: {type(error).__name__}: {error}; training goes on without it."
-                )
+            self._fail(hook.__name__, error)
 
     return wrapper
 
@@ -41,14 +36,17 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
 class LossAccuracyMonitor(Callback):
     """Measures loss, accuracy and confidence of an unmodified module, and says why loss and accuracy part.
 
-    Logits and targets are taken from the loss call of each step (see `lightning_lossacc.capture`). After every validation
-    it logs `lossacc/val/<quantity>` (and after every training epoch `lossacc/train/<quantity>`, without the refinement) to
-    every attached logger, makes the same keys available to `EarlyStopping` and `ModelCheckpoint`, and reports events to the
-    terminal, the loggers and files. With several loaders the bare key is their union and each has
+    Logits and targets are taken from the loss call of each step (see `lightning_lossacc.capture`). After every
+    validation it logs `lossacc/val/<quantity>` (and after every training epoch `lossacc/train/<quantity>`, without the
+    refinement) to every attached logger, makes the same keys available to `EarlyStopping` and `ModelCheckpoint`, and
+    reports events to the terminal, the loggers and files. With several loaders the bare key is their union and each has
     `.../dataloader_idx_<k>`. Training is bitwise the same with and without it, and nothing here can stop it.
 
-    Logged keys with `quantities="core"`: nll, accuracy, balanced_accuracy, refinement_nll, calibration_nll, temperature,
-    overconfidence, margin_p05; with `"all"` every key of `lightning_lossacc.quantities.KEYS`.
+    The history is about one fit: that of another Trainer starts a new one, that of the same Trainer or from a
+    checkpoint goes on. One monitor a Trainer measures; a second one is off and says so.
+
+    Logged keys with `quantities="core"`: nll, accuracy, balanced_accuracy, refinement_nll, calibration_nll,
+    temperature, overconfidence, margin_p05; with `"all"` every key of `lightning_lossacc.quantities.KEYS`.
 
     Args:
         capture: `(outputs, batch) -> (logits, target)`, for steps whose loss cannot be seen; called with what the step
@@ -58,8 +56,8 @@ class LossAccuracyMonitor(Callback):
         accuracy_margin: largest change of accuracy called flat (and at most a tenth of the error rate).
         probe_items: items that are compared one by one across evaluations; 0 switches pairing off.
         num_classes: checked against the captured logits; None takes theirs.
-        dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and `lossacc.png`; None for `lossacc` in the
-            Trainer's log directory, False for no files.
+        dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and `lossacc.png`; None for `lossacc` in
+            the Trainer's log directory, False for no files. Numbered (`lossacc-1`) if another run has written there.
         on_event: called with each `Event` on every rank.
         verbose: whether the terminal shows the start, warnings and the summary.
 
@@ -88,12 +86,16 @@ class LossAccuracyMonitor(Callback):
         if not 0 < accuracy_margin < 1:
             raise ValueError(f"Expected `accuracy_margin` to be between 0 and 1, but got {accuracy_margin!r}.")
         if probe_items < 0:
-            raise ValueError(f"Expected `probe_items` to be 0 or larger, but got {probe_items!r}; 0 switches pairing off.")
+            raise ValueError(
+                f"Expected `probe_items` to be 0 or larger, but got {probe_items!r}; 0 switches pairing off."
+            )
         self._capture = Capture(capture, which)
         settings = Settings(probe_items=probe_items, num_classes=num_classes)
         self._key = {"which": which, "probe_items": probe_items}
         self._run = Run(self._capture, settings, accuracy_margin, quantities == "all", dirpath, on_event, verbose)
-        self._off = self._failed = False
+        self._stage = "fit"
+        self._off = False
+        self.ambient = False
 
     @property
     def history(self) -> History:
@@ -108,17 +110,33 @@ class LossAccuracyMonitor(Callback):
     # -- set-up and end ------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the loggers and the directory; does nothing with `LOSSACC=0`."""
-        self._off = os.environ.get("LOSSACC") == "0" or _is_duplicate(self, trainer)
-        self._prepare(trainer)
+        """Decides whether this monitor measures anything: not with `LOSSACC=0`, nor beside another one."""
+        self._run.interrupted = False
+        self._stage = stage
+        self._off = os.environ.get("LOSSACC") == "0"
+        if not self._off:
+            reason = self._superfluous(trainer)
+            reason = _uneven(trainer, pl_module) if reason is None else reason
+            self._off = reason is not None
+            if reason:
+                self._run.warn_once(reason)
 
-    @_guarded
-    def _prepare(self, trainer: Trainer) -> None:
-        self._run.prepare(trainer)
+    def _superfluous(self, trainer: Trainer) -> str | None:
+        """Why this monitor leaves the work to another one; empty if that needs no words."""
+        others = [callback for callback in trainer.callbacks if isinstance(callback, LossAccuracyMonitor)]
+        explicit = [callback for callback in others if not callback.ambient]
+        first = (explicit or others or [self])[0]
+        if first is self:
+            return None
+        return "" if self.ambient else "lossacc: the Trainer has two LossAccuracyMonitors; only the first one measures."
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores every patched function."""
         self._capture.abort()
+
+    def _fail(self, where: str, error: Exception) -> None:
+        text = f"lossacc failed in {where}: {type(error).__name__}: {error}; training goes on."
+        self._run.warn_once(text, "failed")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restores every patched function; no collective, no network."""
@@ -134,19 +152,19 @@ class LossAccuracyMonitor(Callback):
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._begin_batch(pl_module, "train", 0)
+        self._begin_batch(trainer, pl_module, "train", 0)
 
     @_guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_batch("train", 0, outputs, batch)
+        self._end_batch(trainer, "train", 0, outputs, batch)
 
     @_guarded
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin_batch(pl_module, "val", dataloader_idx)
+        self._begin_batch(trainer, pl_module, "val", dataloader_idx)
 
     @_guarded
     def on_validation_batch_end(
@@ -158,13 +176,13 @@ class LossAccuracyMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch("val", dataloader_idx, outputs, batch)
+        self._end_batch(trainer, "val", dataloader_idx, outputs, batch)
 
     @_guarded
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin_batch(pl_module, "test", dataloader_idx)
+        self._begin_batch(trainer, pl_module, "test", dataloader_idx)
 
     @_guarded
     def on_test_batch_end(
@@ -176,16 +194,20 @@ class LossAccuracyMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch("test", dataloader_idx, outputs, batch)
+        self._end_batch(trainer, "test", dataloader_idx, outputs, batch)
 
-    def _begin_batch(self, pl_module: LightningModule, stage: str, loader: int) -> None:
-        state = self._run.state(stage, loader)
+    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, stage: str, loader: int) -> None:
+        state = self._run.state(self._run.name(trainer, stage), loader)
         state.begin_batch()
-        self._capture.start((stage, loader), pl_module, state.add)
+        self._capture.start((state.stage, loader), pl_module, state.add)
 
-    def _end_batch(self, stage: str, loader: int, outputs: Any, batch: Any) -> None:
+    def _end_batch(self, trainer: Trainer, stage: str, loader: int, outputs: Any, batch: Any) -> None:
         self._capture.stop(outputs, batch)
-        self._run.state(stage, loader).end_batch()
+        state = self._run.state(self._run.name(trainer, stage), loader)
+        if self._capture.last_error is not None:
+            state.fail(self._capture.last_error)
+            self._capture.last_error = None
+        state.end_batch()
 
     # -- evaluations ---------------------------------------------------------------------------------------------------
 
@@ -195,50 +217,73 @@ class LossAccuracyMonitor(Callback):
 
     @_guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A run that resumes in the middle of an epoch gets no epoch start; its sums come back here.
+        # Loggers, the directory and a checkpoint's state are all there only now. A run that resumes in the middle of an
+        # epoch gets no epoch start; its sums come back here.
+        self._run.prepare(trainer)
         self._run.resume_train(trainer)
 
     @_guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.evaluate(trainer, pl_module, "train", [trainer.num_training_batches])
+        self._run.evaluate(trainer, pl_module, "train")
 
     @_guarded
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.begin_evaluation("val", trainer.val_dataloaders)
+        self._run.begin_evaluation(trainer, "val")
 
     @_guarded
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.evaluate(trainer, pl_module, "val", trainer.num_val_batches)
+        self._run.evaluate(trainer, pl_module, "val")
 
     @_guarded
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.begin_evaluation("test", trainer.test_dataloaders)
+        self._run.begin_evaluation(trainer, "test")
 
     @_guarded
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.evaluate(trainer, pl_module, "test", trainer.num_test_batches)
+        self._run.evaluate(trainer, pl_module, "test")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
         """Identifies this monitor among the callbacks of a checkpoint."""
-        return self._generate_state_key(**self._key)
+        # Lightning refuses two callbacks of one key, and a user's own monitor may stand beside the ambient one.
+        return self._generate_state_key(**self._key, **({"ambient": True} if self.ambient else {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors only, at most 256 KB and the references of the probe (48 bytes an item each)."""
-        return self._run.save()
+        if self._off:
+            return {}
+        try:
+            return self._run.save()
+        except Exception as error:
+            self._fail("state_dict", error)
+            return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a checkpoint's state; one of another version is ignored with one warning."""
-        self._run.load(state_dict)
+        """Takes a checkpoint's state in a fit; one of another version is ignored with one warning."""
+        # `validate` and `test` load the weights of an earlier epoch; what has been measured since stays.
+        if self._off or self._stage != "fit":
+            return
+        try:
+            self._run.load(state_dict)
+        except Exception as error:
+            self._fail("load_state_dict", error)
 
 
 def callbacks_factory() -> list[Callback]:
     """Entry point of `lightning.pytorch.callbacks_factory`: adds the monitor to every Trainer if `LOSSACC=1`."""
-    return [LossAccuracyMonitor()] if os.environ.get("LOSSACC") == "1" else []
+    if os.environ.get("LOSSACC") != "1":
+        return []
+    monitor = LossAccuracyMonitor()
+    monitor.ambient = True
+    return [monitor]
 
 
-def _is_duplicate(monitor: LossAccuracyMonitor, trainer: Trainer) -> bool:
-    others = [callback for callback in trainer.callbacks if isinstance(callback, LossAccuracyMonitor)]
-    return others.index(monitor) > 0 and others[0].state_key == monitor.state_key
+def _uneven(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Why nothing can be added up: Lightning skips an evaluation without batches, hooks and all, on single ranks."""
+    flag = "allow_zero_length_dataloader_with_multiple_devices"
+    owners = (pl_module, getattr(trainer, "datamodule", None))
+    if trainer.world_size > 1 and any(getattr(owner, flag, False) for owner in owners):
+        return f"lossacc is off: with `{flag}` a rank may skip an evaluation, and the others would wait for it."
+    return None

@@ -1,7 +1,7 @@
 """The command `lossacc`: `demo` shows the main case on bundled data, `fit`, `validate` and `test` run a configuration.
 
-`fit`, `validate` and `test` are LightningCLI's: modules and data by class path, every argument on the command line or in
-YAML. A configuration that comes with the package may be named without its folder: `lossacc fit --config digits`.
+`fit`, `validate` and `test` are LightningCLI's: modules and data by class path, every argument on the command line or
+in YAML. A configuration that comes with the package may be named without its folder: `lossacc fit --config digits`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def _missing(need: str) -> int:
     if not missing:
         return 0
     extra = "demo" if need == "demo" else "cli"
-    print(f'lossacc: {", ".join(missing)} not installed; try: pip install "lightning-lossacc[{extra}]"', file=sys.stderr)
+    print(
+        f'lossacc: {", ".join(missing)} not installed; try: pip install "lightning-lossacc[{extra}]"', file=sys.stderr
+    )
     return 2
 
 
@@ -129,7 +131,9 @@ def _loggers(name: str, directory: Path, with_wandb: bool) -> list[str]:
     ]
     if not with_wandb:
         return words
-    tensorboard = f'{{"class_path":"{package}.TensorBoardLogger","init_args":{{"save_dir":"{directory}","name":"{name}"}}}}'
+    tensorboard = (
+        f'{{"class_path":"{package}.TensorBoardLogger","init_args":{{"save_dir":"{directory}","name":"{name}"}}}}'
+    )
     wandb = (
         f'{{"class_path":"{package}.WandbLogger","init_args":'
         f'{{"save_dir":"{directory}","name":"{name}","project":"lossacc-demo","offline":true}}}}'

@@ -58,9 +58,11 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
         own = [event for event in events if (event.stage, event.loader) == (stage, loader)]
         blocks.append(_stream(series, own, margin))
     if not blocks:
-        blocks.append("lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy")
+        blocks.append(
+            "lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy"
+        )
     if files is not None:
-        blocks.append(f"files: {files} (history.jsonl, events.jsonl, lossacc.png)")
+        blocks.append(f"files: {files} (history.jsonl{', events.jsonl' if events else ''}, lossacc.png)")
     return "\n".join(blocks)
 
 
@@ -83,7 +85,8 @@ def _stream(series: Sequence[Record], events: Sequence[Event], margin: float) ->
     if not warnings:
         lines.append(f"  {_resolvable(series, margin)}")
     lines.append(
-        f"  {'best by':<12}{'epoch':>6}{'NLL':>9}{'accuracy':>10}{'balanced':>10}{'refined NLL':>13}{'T':>7}{'overconf.':>11}"
+        f"  {'best by':<12}{'epoch':>6}{'NLL':>9}{'accuracy':>10}{'balanced':>10}{'refined NLL':>13}{'T':>7}"
+        f"{'overconf.':>11}"
     )
     chosen = {name: _best(series, key, sign) for name, key, sign in BEST} | {"last": series[-1]}
     for name, record in chosen.items():
@@ -104,12 +107,14 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
     lowest = min(range(len(losses)), key=losses.__getitem__)
     floor = max(RELATIVE_FLOOR * losses[lowest], ABSOLUTE_FLOOR)
     if len(series) < trends.MIN_EVALUATIONS:
-        return f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
+        return (
+            f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
+        )
     loss = trends.compare(losses, lowest, floor).resolvable
     accuracy = trends.compare(accuracies, lowest, margin).resolvable
     return (
-        f"a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen; a change of accuracy could be "
-        f"told from none at {100 * accuracy:.1f} pp"
+        f"a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen; a change of accuracy could "
+        f"be told from none at {100 * accuracy:.1f} pp"
     )
 
 

@@ -210,7 +210,6 @@ def _draw_loss(axes: Axes, curves: Curves, training: Curves) -> None:
         axes.set_ylabel("NLL (nats, logarithmic)", color=INK)
     # The air above the curves holds the name of the gap.
     bottom, top = axes.set_ylim(*shown.limits(0.08, 0.3))
-
     _draw_gap(axes, curves, nll, refined)
     ends = []
     for stream, values, name, color, style in (

@@ -116,7 +116,7 @@ class History:
             ValueError: if any line but the last cannot be read; the message names the line.
         """
         history = cls()
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         for number, line in enumerate(lines, start=1):
             try:
                 history.append(Record.from_json(line))

@@ -1,8 +1,9 @@
 """torchmetrics classes over the two vectors of a `Layout`: state, update, compute, and nothing else.
 
 Every class accumulates the whole layout, so that equal ones share one update inside a `MetricCollection`; state names
-carry the layout's fingerprint, so that different ones never do (torchmetrics groups metrics by names and values of their
-states after the first batch, and would merge two look-alikes). States are updated in place and never change their dtype.
+carry the layout's fingerprint, so that different ones never do (torchmetrics groups metrics by names and values of
+their states after the first batch, and would merge two look-alikes). States are updated in place and never change their
+dtype.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class LossAccuracy(Metric):
     """Loss, accuracy, margin, confidence, calibration and refinement of a classifier in one pass over its logits.
 
     Constant memory, no host synchronisation in `update` on a GPU once the kernels run there, exact under any split into
-    batches, ranks and shards. Definitions: `lightning_lossacc.kernels.reference` (rows), `lightning_lossacc.quantities`.
+    batches, ranks and shards. Definitions: `lightning_lossacc.kernels.reference` (rows),
+    `lightning_lossacc.quantities`.
 
     Args:
         task: `"multiclass"` for logits (N, C, ...), `"binary"` for one logit a row.
@@ -106,7 +108,9 @@ class LossAccuracy(Metric):
         kernels.row_statistics(preds, target, self.counts, self.sums, self.layout)
 
     def compute(self) -> Any:
-        """All quantities by name (`lightning_lossacc.quantities.KEYS`), as scalar float64 tensors on the metric's device."""
+        """All quantities by name (`lightning_lossacc.quantities.KEYS`), as scalar float64 tensors on the metric's
+        device.
+        """
         return self._tensors(self._summary())
 
     def forward(self, preds: Tensor, target: Tensor) -> Any:
@@ -132,14 +136,22 @@ class LossAccuracy(Metric):
         Raises:
             ValueError: if the configurations differ.
         """
-        if isinstance(incoming_state, LossAccuracy) and incoming_state.layout.fingerprint != self.layout.fingerprint:
+        if isinstance(incoming_state, LossAccuracy):
+            if incoming_state.layout.fingerprint != self.layout.fingerprint:
+                raise ValueError(
+                    f"Expected a metric with layout {self.layout}, but got {incoming_state.layout}; sums of different "
+                    "layouts cannot be added."
+                )
+            incoming_state = {self.counts_name: incoming_state.counts, self.sums_name: incoming_state.sums}
+        if not isinstance(incoming_state, dict) or not {self.counts_name, self.sums_name} <= set(incoming_state):
             raise ValueError(
-                f"Expected a metric with layout {self.layout}, but got {incoming_state.layout}; sums of different "
-                "layouts cannot be added."
+                f"Expected `incoming_state` to be a metric of the same configuration or its state with "
+                f"{self.counts_name!r} and {self.sums_name!r}, but got {incoming_state!r}."
             )
-        counts, sums = self.counts, self.sums
-        super().merge_state(incoming_state)
-        self._restore(counts.copy_(self.counts), sums.copy_(self.sums))
+        self.counts.add_(incoming_state[self.counts_name].to(self.device))
+        self.sums.add_(incoming_state[self.sums_name].to(self.device))
+        self._update_count += 1
+        self._computed = None
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draws the quantities as torchmetrics does; needs matplotlib.
@@ -169,7 +181,7 @@ class LossAccuracy(Metric):
         return {"edges": edges, "rows": self.layout.parts(self.counts, self.sums)["margin_histogram"].cpu().clone()}
 
     def temperature_curve(self) -> dict[str, Tensor]:
-        """NLL by `temperature` (T,) as `nll`; the optimum with bounds that certainly hold as `best`, `lower`, `upper`."""
+        """NLL by `temperature` (T,) as `nll`; the optimum with certain bounds as `best`, `lower`, `upper`."""
         if not self.layout.temperatures:
             raise ValueError("Expected `temperatures` at construction for the temperature curve, but got none.")
         curve = self._columns(refinement.temperature_curve)

@@ -1,9 +1,10 @@
 """The same few thousand items across evaluations: what changed for whom, as a paired comparison.
 
 Two evaluations of one validation set differ in composition as well as in confidence: 50 rows that turn right near the
-boundary look like growing over-confidence in unpaired means while the loss falls. So the probe keeps a fixed set of items,
-chosen by a hash of their position in the data set, with their NLL, correctness and NLL on the temperature grid, at the
-current evaluation and at one or more references. A paired difference also has a smaller error: a factor 2 in z is common.
+boundary look like growing over-confidence in unpaired means while the loss falls. So the probe keeps a fixed set of
+items, chosen by a hash of their position in the data set, with their NLL, correctness and NLL on the temperature grid,
+at the current evaluation and at one or more references. A paired difference also has a smaller error: a factor 2 in z
+is common.
 
 Legend: M items of the probe, I items of a batch; s_i, c_i, n_i summed NLL, correct rows and rows of item i.
 """
@@ -19,8 +20,8 @@ from torch import Tensor
 from lightning_lossacc import kernels, refinement
 from lightning_lossacc.sums import Layout
 
-# Columns of an evaluation's items; a current one has NLL and slope on the grid from REFINED on, a kept one has there the
-# NLL at its own best temperature, so that a reference costs 48 bytes an item.
+# Columns of an evaluation's items; a current one has NLL and slope on the grid from REFINED on, a kept one has there
+# the NLL at its own best temperature, so that a reference costs 48 bytes an item.
 ROWS, NLL, CORRECT, TARGET, PREDICTED, REFINED = range(6)
 WORST_ITEMS = 8
 
@@ -119,8 +120,8 @@ def compare(before: Tensor, after: Tensor, positions: list[int]) -> dict[str, An
 
     With d_i = s_i(after) - s_i(before) and n = sum n_i: the change is sum d_i / n, and its standard error
     sqrt(I / (I - 1) * sum (d_i - n_i change)^2) / n, for NLL, correctness and the NLL after each evaluation's own
-    temperature (the change of the refinement) alike. Groups are a partition of the items, so that their changes add up to
-    the whole change.
+    temperature (the change of the refinement) alike. Groups are a partition of the items, so that their changes add up
+    to the whole change.
 
     Args:
         before, after: (M, 6) rows, NLL, correct rows, target, predicted class, refined NLL of each item.
@@ -174,7 +175,7 @@ def _paired_error(change: Tensor, rows: Tensor) -> float:
 
 
 def _groups(before: Tensor, after: Tensor, change: Tensor, rows: Tensor, total: float) -> list[dict[str, Any]]:
-    """Partition of the items: by correctness at both times, or, with several rows an item, by its number of right rows."""
+    """Partition of the items: by correctness at both times, or by their number of right rows if they have several."""
     if bool((rows == 1).all()):
         was, is_now = before[:, CORRECT] > 0, after[:, CORRECT] > 0
         masks = {

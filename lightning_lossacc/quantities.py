@@ -1,7 +1,8 @@
 """Sums to quantities: accuracy, margin, calibration, intervals. Pure functions of a `Layout` and its two vectors.
 
 Nothing here needs a device: both vectors are read once, and every result is a Python float. With no counted row every
-mean is NaN. `KEYS` lists what `summary` returns, with unit, range and the better direction, for documentation and tests.
+mean is NaN. `KEYS` lists what `summary` returns, with unit, range and the better direction, for documentation and
+tests.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Quantity(NamedTuple):
 
 
 KEYS: dict[str, Quantity] = {
-    "nll": Quantity("[0, inf) nats", "lower", "mean of log sum exp(z) - z_y; the cross-entropy without weights or smoothing"),
+    "nll": Quantity(
+        "[0, inf) nats", "lower", "mean of log sum exp(z) - z_y; the cross-entropy without weights or smoothing"
+    ),
     "nll_standard_error": Quantity("[0, inf) nats", "-", "sampling error of nll, clustered by item"),
     "perplexity": Quantity("[1, inf)", "lower", "exp(nll)"),
     "accuracy": Quantity("[0, 1]", "higher", "rows whose target is the lowest index among the maxima"),
@@ -45,7 +48,9 @@ KEYS: dict[str, Quantity] = {
     "calibration_nll": Quantity("[0, inf) nats", "lower", "nll - refinement_nll: what one temperature removes"),
     "temperature": Quantity("[0.25, 8]", "1", "temperature of the smallest nll; > 1 over-confident (Guo et al. 2017)"),
     "temperature_at_edge": Quantity("{0, 1}", "0", "1 if the optimum lies outside the grid"),
-    "temperature_gain": Quantity("(-inf, inf) nats", "-", "nll saved by temperatures fitted on the other half of the items"),
+    "temperature_gain": Quantity(
+        "(-inf, inf) nats", "-", "nll saved by temperatures fitted on the other half of the items"
+    ),
     "nll_right": Quantity("[0, ln C] nats", "lower", "mean nll of the right rows"),
     "nll_wrong": Quantity("[ln 2, inf) nats", "lower", "mean nll of the wrong rows"),
     "majority_rate": Quantity("[1/C, 1]", "-", "share of the most frequent target class"),
@@ -142,7 +147,8 @@ def clustered_standard_error(
 ) -> float:
     """Standard error of a mean over rows when items, not rows, were sampled.
 
-    sqrt(I / (I - 1) * sum_i (s_i - n_i mean)^2) / n, with s_i the sum over the n_i rows of item i (Cameron and Miller 2015).
+    sqrt(I / (I - 1) * sum_i (s_i - n_i mean)^2) / n, with s_i the sum over the n_i rows of item i (Cameron and Miller
+    2015).
 
     Args:
         mean: sum_i s_i / n.
@@ -199,7 +205,9 @@ def margin_quantile(histogram: Tensor, share: float) -> float:
 
 
 def reliability(counts: Tensor, sums: Tensor, layout: Layout) -> dict[str, list[float]]:
-    """Reliability diagram: for each of the B confidence bins its edges, rows, accuracy and mean confidence (NaN if empty)."""
+    """Reliability diagram: for each of the B confidence bins its edges, rows, accuracy and mean confidence (NaN if
+    empty).
+    """
     part = layout.parts(counts.cpu(), sums.cpu())
     wrong, right = part["bin_rows"].view(2, -1).tolist()
     confidence = part["bin_confidence"].view(2, -1).sum(0).tolist()

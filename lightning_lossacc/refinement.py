@@ -1,7 +1,7 @@
 """What is left of the loss after one temperature, from values and slopes of the NLL on a grid of temperatures.
 
-The NLL of logits / T is convex in b = 1 / T, so that the sign change of its slope brackets the optimum, the best grid point is
-above the minimum, and the tangents of its neighbours meet below it.
+The NLL of logits / T is convex in b = 1 / T, so that the sign change of its slope brackets the optimum, the best grid
+point is above the minimum, and the tangents of its neighbours meet below it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Refinement(NamedTuple):
         nll: smallest NLL over temperatures within the grid, nats.
         temperature: where it is reached.
         at_edge: whether the optimum lies outside the grid, so that the true minimum is lower than `nll`.
-        lower, upper: bounds that certainly hold, by convexity of the NLL in the inverse temperature: the best grid point is
-            above the minimum, the tangents of its neighbours meet below it. `lower` is NaN at an edge.
+        lower, upper: bounds that certainly hold, by convexity of the NLL in the inverse temperature: the best grid
+            point is above the minimum, the tangents of its neighbours meet below it. `lower` is NaN at an edge.
     """
 
     nll: float
@@ -44,7 +44,8 @@ def refinement(counts: Tensor, sums: Tensor, layout: Layout) -> Refinement:
 
 
 def cross_fitted_gain(counts: Tensor, sums: Tensor, layout: Layout) -> float:
-    """NLL (nats) saved on each half of the items by the temperature that is best for the other half; NaN if a half is empty.
+    """NLL (nats) saved on each half of the items by the temperature that is best for the other half; NaN if a half is
+    empty.
 
     An honest estimate of what temperature scaling will save on new data: fitted and measured on different items.
     """
@@ -116,7 +117,8 @@ def best_temperature(temperatures: tuple[float, ...], nll: list[float], slope: l
 def interpolation_weights(temperatures: tuple[float, ...], temperature: float) -> list[float]:
     """Weights (2 T,) of values and slopes on the grid whose sum is the interpolated NLL at `temperature`.
 
-    The interpolation of `best_temperature` is linear in what it interpolates, so that the same weights serve every item.
+    The interpolation of `best_temperature` is linear in what it interpolates, so that the same weights serve every
+    item.
     """
     size = len(temperatures)
     inside = min(max(temperature, temperatures[0]), temperatures[-1])
@@ -126,7 +128,9 @@ def interpolation_weights(temperatures: tuple[float, ...], temperature: float) -
     return values + [_Curve(temperatures, zeros, unit).at(inside) for unit in units]
 
 
-def _tangent_bound(beta: float, value: float, slope: float, other: float, other_value: float, other_slope: float) -> float:
+def _tangent_bound(
+    beta: float, value: float, slope: float, other: float, other_value: float, other_slope: float
+) -> float:
     """Height at which the tangents of a convex function at two points meet."""
     if slope == other_slope:
         return min(value, other_value)

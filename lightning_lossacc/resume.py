@@ -88,6 +88,22 @@ def complete_history(history: History, path: Path) -> None:
     history.records = [written.get(_place(record), record) for record in history]
 
 
+def free_directory(wanted: Path, own: set[str]) -> Path:
+    """`wanted`, numbered if another run has written there; `own` are the directories of this run."""
+    number, candidate = 0, wanted
+    while str(candidate) not in own and _exists(candidate / "history.jsonl"):
+        number += 1
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+    return candidate
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _place(record: Record) -> tuple[str, int, int, int, float]:
     # The time tells two branches of one run apart; JSON gives back the very same number.
     return record.stage, record.loader, record.epoch, record.global_step, record.time
@@ -105,7 +121,7 @@ def pack(lines: Sequence[str], limit: int = EVENT_BYTES) -> bytes:
 
 def unpack(packed: bytes) -> list[str]:
     """The inverse of `pack`."""
-    return zlib.decompress(packed).decode().split("\n") if len(packed) > len(zlib.compress(b"")) else []
+    return [line for line in zlib.decompress(packed).decode().split("\n") if line]
 
 
 def is_interrupted() -> bool:

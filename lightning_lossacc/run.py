@@ -1,7 +1,7 @@
 """One run: what has been measured, found and said since it began, and what happens when an evaluation ends.
 
-At the end of an evaluation every rank folds, pairs, decides and makes the keys available to monitors; rank zero writes. The
-hooks of the callback only say when.
+At the end of an evaluation every rank folds, pairs, decides and makes the keys available to monitors; rank zero writes.
+The hooks of the callback only say when.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +17,25 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils._pytree import tree_leaves
 
 from lightning_lossacc import closing, quantities
 from lightning_lossacc.capture import Capture
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
-from lightning_lossacc.resume import load_history, load_train, save_history, save_train
-from lightning_lossacc.sinks import FileSink, Reporter, Sink, find_sinks
+from lightning_lossacc.resume import (
+    complete_history,
+    free_directory,
+    is_interrupted,
+    load_history,
+    load_train,
+    pack,
+    save_history,
+    save_train,
+    unpack,
+)
+from lightning_lossacc.sinks import FileSink, Reporter, Sink, find_sinks, tell
 from lightning_lossacc.sinks.terminal import printer_for, show
-from lightning_lossacc.stages import Sampling, Settings, StageState, fold
+from lightning_lossacc.stages import Settings, StageState, expected_batches, fold, samplings
 
 SCHEMA = 1
 PICTURE_SECONDS = 30.0
@@ -55,39 +65,68 @@ class Run:
         on_event: Callable[[Event], Any] | None,
         verbose: bool,
     ) -> None:
-        self.history = History()
-        self.events: list[Event] = []
         self.interrupted = False
         self._capture = capture
         self._settings = settings
+        self._accuracy_margin = accuracy_margin
         self._keys = tuple(quantities.KEYS) if log_all else quantities.CORE
         self._dirpath = dirpath
         self._on_event = on_event
         self._verbose = verbose
-        self._diagnosis = Diagnosis(accuracy_margin)
+        self._trainer: weakref.ref[Trainer] | None = None  # whose loggers and directory are in use
+        self._fit: weakref.ref[Trainer] | None = None  # whose training the history is about
+        self._reporter = Reporter([])
+        self._directory: Path | None = None
+        self._last_picture = -math.inf
+        self._said: set[str] = set()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.history = History()
+        self.events: list[Event] = []
+        self._diagnosis = Diagnosis(self._accuracy_margin)
         self._states: dict[tuple[str, int], StageState] = {}
         self._references: dict[str, dict[str, Any]] = {}
         self._train_state: dict[str, Any] | None = None
-        self._reporter: Reporter | None = None
-        self._directory: Path | None = None
-        self._said: set[str] = set()
-        self._resumed = False
-        self._last_picture = -math.inf
+        self._directories: set[str] = set()  # where this history has been written to
+        self._loaded = self._resumed = False
+        self._said.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loggers and Trainers hold threads and files, which no copy can have.
+        return {**vars(self), "_trainer": None, "_fit": None, "_reporter": Reporter([]), "_directory": None}
 
     def prepare(self, trainer: Trainer) -> None:
-        """Finds the loggers and the directory, once."""
-        self.interrupted = False
-        if self._reporter is not None:
+        """Finds the loggers and the directory of a Trainer; the fit of another Trainer starts a new history."""
+        if trainer.state.fn == "fit" and _target(self._fit) is not trainer:
+            if not self._loaded:
+                self._start_anew()
+            self._fit = weakref.ref(trainer)
+        if _target(self._trainer) is trainer and not self._loaded:
             return
+        self._trainer = weakref.ref(trainer)
         # Asking for the log directory broadcasts it, so every rank asks.
-        log_dir = trainer.log_dir or trainer.default_root_dir
+        log_dir = str(trainer.log_dir or trainer.default_root_dir)
         sinks: list[Sink] = []
+        self._directory = None
         if trainer.is_global_zero and not trainer.fast_dev_run:
             if self._dirpath is not False:
-                self._directory = self._choose_directory(Path(log_dir))
+                self._directory = self._choose_directory(log_dir)
+            if self._directory is not None:
+                # With several processes all must decide from the same numbers, and only one reads the file.
+                if self._loaded and trainer.world_size == 1:
+                    complete_history(self.history, self._directory / "history.jsonl")
                 sinks.append(FileSink(self._directory, rank_zero_warn))
             sinks += find_sinks(trainer.loggers, self.events)
         self._reporter = Reporter(sinks, rank_zero_warn)
+        self._loaded = False
+        if trainer.world_size > 1:
+            # Values are already summed over ranks, which Lightning cannot know when it reduces them, later.
+            warnings.filterwarnings("ignore", message=r".*self\.log\('lossacc/.*sync_dist=True")
+
+    def name(self, trainer: Trainer, stage: str) -> str:
+        """Stage of the records: a validation outside of a fit is no new point of the run's curves."""
+        return "validate" if stage == "val" and trainer.state.fn != "fit" else stage
 
     def state(self, stage: str, loader: int) -> StageState:
         """The accumulators of one stage and loader."""
@@ -103,38 +142,38 @@ class Run:
             load_train(self.state("train", 0), self._train_state, device, trainer.is_global_zero)
             self._train_state = None
 
-    def begin_evaluation(self, stage: str, loaders: Any) -> None:
+    def begin_evaluation(self, trainer: Trainer, stage: str) -> None:
         """Empties the accumulators of every loader of a stage and reads how its items are ordered."""
-        for loader, data_loader in enumerate(tree_leaves(loaders)):
-            state = self.state(stage, loader)
-            state.sampling = Sampling.of(data_loader)
-            state.reference_state = self._references.pop(f"{stage}/{loader}", {})
-            state.clear()
+        self.prepare(trainer)
+        name = self.name(trainer, stage)
+        for loader, sampling in enumerate(samplings(trainer, stage)):
+            self.state(name, loader).begin_evaluation(sampling, self._references.pop(f"{name}/{loader}", {}))
 
-    def evaluate(self, trainer: Trainer, pl_module: LightningModule, stage: str, num_batches: Any) -> None:
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the evaluation of a stage: every rank folds, decides and logs; rank zero writes."""
-        expected = num_batches if isinstance(num_batches, list) else [num_batches]
-        states = [self.state(stage, loader) for loader in range(len(expected))]
+        expected, name = expected_batches(trainer, stage), self.name(trainer, stage)
+        states = [self.state(name, loader) for loader in range(len(expected))]
         for state, batches in zip(states, expected, strict=True):
             state.complete = state.complete and batches in (state.batches, math.inf)
-        problem = fold(states, trainer.strategy.root_device)
+        # Ranks of one Trainer only: a process group may hold several independent ones.
+        problem = fold(states, trainer.strategy.root_device) if trainer.world_size > 1 else None
         if problem is not None:
-            self._warn_once(problem)
+            self.warn_once(problem)
         records = [] if problem is not None else self._records(trainer, stage, states)
         self._log(trainer, pl_module, stage, records, len(states))
         for state in states:
-            self._explain(state)
+            if problem is None:
+                self._explain(state)
             state.clear()
-        if trainer.state.fn == "fit" and stage == "val":
+        if name == "val":
             self._diagnose(trainer, [record for record in records if record.loader != UNION])
         elif trainer.state.fn != "fit":
             for record in records:
                 self._say(trainer, closing.snapshot(record), level="info")
 
     def _records(self, trainer: Trainer, stage: str, states: list[StageState]) -> list[Record]:
-        # Without training a second look at the validation set is no new point of the run's curves.
-        name = "validate" if stage == "val" and trainer.state.fn != "fit" else stage
         logged = _logged(trainer, stage)
+        name = self.name(trainer, stage)
         records = []
         for state in states:
             if state.layout is None:
@@ -186,12 +225,7 @@ class Run:
         if trainer.barebones:
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
             return
-        with warnings.catch_warnings():
-            # Values are already summed over ranks; Lightning cannot know.
-            warnings.filterwarnings("ignore", message=".*sync_dist=True.*lossacc/|.*'lossacc/.*sync_dist=True")
-            pl_module.log_dict(
-                scalars, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1
-            )
+        pl_module.log_dict(scalars, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
         # Not through `self.log`: Lightning lets a logger's exception end the run, and this must not.
         self._reporter.scalars(scalars | {"epoch": float(trainer.current_epoch)}, _step(trainer))
 
@@ -209,49 +243,52 @@ class Run:
                 try:
                     self._on_event(event)
                 except Exception as error:
-                    self._warn_once(f"`on_event` raised {type(error).__name__}: {error}")
+                    self.warn_once(f"lossacc: `on_event` raised {type(error).__name__}: {error}", "on_event")
         if any(event.level == "warning" and event.status != "closed" for event in found):
             self._draw(trainer, at_end=False)
 
     def close(self, trainer: Trainer) -> None:
         """The closing summary and the last picture."""
-        if not any(stage == "val" for stage, _ in self.history.streams()):
-            return
-        files = None if self._directory is None else str(self._directory)
-        text = closing.closing(self.history, self.events, self._diagnosis.accuracy_margin, files)
-        self._say(trainer, text, level="info")
-        self._reporter.summary(text, _step(trainer))
-        self._draw(trainer, at_end=True)
+        if self.history.streams():
+            files = None if self._directory is None else str(self._directory)
+            text = closing.closing(self.history, self.events, self._accuracy_margin, files)
+            self._say(trainer, text, level="info")
+            self._reporter.summary(text, _step(trainer))
+            self._draw(trainer, at_end=True)
         self._reporter.close()
 
     def save(self) -> dict[str, Any]:
         """Primitives and tensors only: a ring of evaluations, open events, references, and sums of a begun epoch."""
-        references = dict(self._references)
-        for (stage, loader), state in self._states.items():
-            if state.probe is not None:
-                references[f"{stage}/{loader}"] = state.probe.state()
-        train = self._states.get(("train", 0))
+        references = self._references | {
+            f"{stage}/{loader}": state.references() for (stage, loader), state in self._states.items() if stage == "val"
+        }
+        trainer, train = _target(self._trainer), self._states.get(("train", 0))
+        begun = self._train_state
+        if trainer is not None and train is not None and begun is None:
+            interrupted = self.interrupted or is_interrupted()
+            begun = save_train(train, trainer.strategy.root_device, trainer.world_size, interrupted)
         return {
             "schema": SCHEMA,
             "history": save_history(self.history),
-            "events": [event.to_json() for event in self.events[-200:]],
-            "open": self._diagnosis.state(),
+            "events": pack([event.to_json() for event in self.events]),
+            "open": pack([self._diagnosis.state()]),
             "references": references,
-            "train": None if train is None else save_train(train, self.interrupted),
+            "train": begun,
+            "directories": sorted(self._directories),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         """Takes a checkpoint's state; one of another version is ignored with one warning."""
         if saved.get("schema") != SCHEMA:
-            self._warn_once("lossacc found a checkpoint of another version; its history starts anew.")
+            self.warn_once("lossacc found a checkpoint of another version; its history starts anew.")
             return
-        self._resumed = True
-        self.history = load_history(saved["history"])
-        self.events = [Event.from_json(line) for line in saved["events"]]
-        self._diagnosis.load_state(saved["open"])
-        self._references = saved["references"]
-        self._train_state = saved["train"]
-
+        history, events = load_history(saved["history"]), [Event.from_json(line) for line in unpack(saved["events"])]
+        self._start_anew()
+        self.history, self.events = history, events
+        self._diagnosis.load_state("".join(unpack(saved["open"])))
+        self._references, self._train_state = saved["references"], saved["train"]
+        self._directories = set(saved["directories"])
+        self._loaded = self._resumed = True
 
     def _say(self, trainer: Trainer, text: str, level: Literal["info", "warning"] = "warning") -> None:
         if self._verbose and trainer.is_global_zero:
@@ -272,14 +309,18 @@ class Run:
     def _explain(self, state: StageState) -> None:
         """One message where nothing, or not everything, could be counted."""
         if state.failure is not None:
-            self._warn_once(f"lossacc could not count a batch of {state.stage}: {state.failure}")
+            self.warn_once(f"lossacc could not count a batch of {state.stage}: {state.failure}", "failure")
         elif state.layout is None and state.batches:
-            self._warn_once(self._capture.explanation((state.stage, state.loader)), f"nothing {state.stage}")
+            self.warn_once(self._capture.explanation((state.stage, state.loader)), "nothing")
+        elif state.batches and not state.num_rows:
+            excluded = ", ".join(f"{rows} {name}" for name, rows in state.excluded().items() if rows) or "none at all"
+            self.warn_once(f"lossacc could count no row of {state.stage} loader {state.loader}: {excluded}.", "rows")
 
-    def _warn_once(self, text: str, key: str | None = None) -> None:
+    def warn_once(self, text: str, key: str | None = None) -> None:
+        """Warns on rank zero; never raises, even if warnings are errors."""
         if (key or text) not in self._said:
             self._said.add(key or text)
-            rank_zero_warn(text)
+            tell(rank_zero_warn, text)
 
     def _draw(self, trainer: Trainer, at_end: bool) -> None:
         now = time.monotonic()
@@ -291,15 +332,18 @@ class Run:
                 self._reporter.picture(name, self.history, self.events, _step(trainer), stage=stage, loader=loader)
         self._last_picture = time.monotonic()
 
-    def _choose_directory(self, log_dir: Path) -> Path:
+    def _choose_directory(self, log_dir: str) -> Path | None:
         """`lossacc` in the log directory, numbered if another run has written there; the same one on resume."""
-        if self._dirpath not in (None, True):
-            return Path(self._dirpath)
-        number, candidate = 0, log_dir / "lossacc"
-        while not self._resumed and (candidate / "history.jsonl").exists():
-            number += 1
-            candidate = log_dir / f"lossacc-{number}"
-        return candidate
+        if isinstance(self._dirpath, str | Path):
+            wanted = Path(self._dirpath).absolute()
+        elif "://" in log_dir:
+            self.warn_once(f"lossacc writes no files to {log_dir}; give `dirpath`, a local directory.")
+            return None
+        else:
+            wanted = Path(log_dir).absolute() / "lossacc"
+        chosen = free_directory(wanted, self._directories)
+        self._directories.add(str(chosen))
+        return chosen
 
 
 def _record(
@@ -326,6 +370,10 @@ def _record(
         logged=logged,
         paired=paired,
     )
+
+
+def _target(reference: weakref.ref[Trainer] | None) -> Trainer | None:
+    return None if reference is None else reference()
 
 
 def _logged(trainer: Trainer, stage: str) -> dict[str, float]:

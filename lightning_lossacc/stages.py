@@ -1,8 +1,8 @@
 """What one stage and data loader has accumulated since its evaluation began, and how ranks agree on it.
 
-A `StageState` turns captured batches into the two vectors of a `Layout` and into a `Probe`; `fold` adds them up over ranks
-with three collectives for all loaders together, which every rank calls whatever it has seen. Only this file and the
-callback know both tensors and a Trainer's data loaders.
+A `StageState` turns captured batches into the two vectors of a `Layout` and into a `Probe`; `fold` adds them up over
+ranks with three collectives for all loaders together, which every rank calls whatever it has seen. Only this file and
+the callback know both tensors and a Trainer's data loaders.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Sampling:
 
     Attributes:
         num_items: size of the data set; None if unknown.
-        owned: number of this rank's items that are not the padding of a `DistributedSampler`, which repeats items so that
-            every rank has as many; the padding sits at each rank's end. None if unknown.
+        owned: number of this rank's items that are not the padding of a `DistributedSampler`, which repeats items so
+            that every rank has as many; the padding sits at each rank's end. None if unknown.
         batch_size: items in a full batch; None if unknown.
         first, stride: position of this rank's k-th item is first + stride * k.
         known: whether the order is known, so that items can be paired across evaluations.
@@ -52,8 +52,8 @@ class Sampling:
     def of(cls, loader: Any, num_processes: int = 1) -> Sampling:
         """Reads a data loader of one of several processes.
 
-        Its sampler is never iterated, which would draw from the random number generator. Classes are compared exactly: a
-        subclass may order items as it likes.
+        Its sampler is never iterated, which would draw from the random number generator. Classes are compared exactly:
+        a subclass may order items as it likes.
         """
         if not isinstance(loader, DataLoader):
             return cls(reason=f"{type(loader).__name__} is no torch DataLoader")
@@ -74,6 +74,34 @@ class Sampling:
         if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size:
             return cls(size, size, batches.batch_size, reason="the sampler shuffles")
         return cls(reason=f"the order of {kind} is unknown")
+
+
+def _combined(trainer: Any, stage: str) -> Any:
+    """Lightning's `CombinedLoader` of an evaluation; `trainer.val_dataloaders` names those of an earlier fit first."""
+    if stage == "test":
+        loop = trainer.test_loop
+    else:
+        loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
+    return loop._combined_loader
+
+
+def samplings(trainer: Any, stage: str) -> list[Sampling]:
+    """How the items of each loader of an evaluation are ordered."""
+    combined = _combined(trainer, stage)
+    if len(combined.flattened) > 1 and combined._mode != "sequential":
+        return [Sampling(reason=f"batches come from several loaders ({combined._mode})")]
+    return [Sampling.of(loader, trainer.world_size) for loader in combined.flattened]
+
+
+def expected_batches(trainer: Any, stage: str) -> list[int | float]:
+    """Batches of a whole evaluation, for each loader that has batches of its own."""
+    if stage == "train":
+        return [trainer.num_training_batches]
+    batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
+    mode = _combined(trainer, stage)._mode
+    if len(batches) > 1 and mode != "sequential":
+        return [min(batches) if mode == "min_size" else max(batches)]
+    return list(batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +208,22 @@ class StageState:
         self.probe, self.unpaired, self.reference_state = None, reason, {}
 
     def references(self) -> dict[str, Any]:
-        """Kept evaluations of the probe, for a checkpoint; those of a checkpoint that no batch has taken up yet, too."""
+        """Kept evaluations of the probe, for a checkpoint; also those of a checkpoint that still wait for a batch."""
         return self.reference_state if self.probe is None else self.probe.state()
 
     def values(self) -> dict[str, float]:
         """All scalar quantities."""
         return quantities.summary(self.counts, self.sums, self.layout)
+
+    @property
+    def num_rows(self) -> int:
+        """Counted rows so far; reads the device."""
+        return 0 if self.layout is None else int(self.counts[self.layout.count_slices["rows"]])
+
+    def excluded(self) -> dict[str, int]:
+        """Rows that were left out, by reason; reads the device."""
+        part = self.layout.parts(self.counts.cpu(), self.sums.cpu())
+        return {name: int(part[name]) for name in ("ignored", "invalid", "non_finite", "unsupported")}
 
     def arrays(self) -> dict[str, Any]:
         """Reliability bins, margin histogram, per-class table (largest 64 classes) and the temperature curve."""
@@ -194,9 +232,7 @@ class StageState:
             "reliability": quantities.reliability(self.counts, self.sums, self.layout),
             "margin_histogram": part["margin_histogram"].tolist(),
             "classes": quantities.class_table(self.counts, self.sums, self.layout, largest=CLASS_TABLE),
-            "excluded": {
-                name: int(part[name]) for name in ("ignored", "invalid", "non_finite", "unsupported", "ties")
-            },
+            "excluded": self.excluded() | {"ties": int(part["ties"])},
         }
         if self.layout.temperatures:
             arrays["temperature_curve"] = refinement.temperature_curve(self.counts, self.sums, self.layout)
@@ -276,9 +312,9 @@ def _layout(task: Any, num_classes: int, ignore_index: int | None, settings: Set
 def fold(states: list[StageState], device: torch.device) -> str | None:
     """Adds up the states of all ranks, in place, with three collectives; a no-op in a single process.
 
-    The first (MAX) agrees on a header for each loader: whether any rank has a layout, its task, classes and ignored index, a
-    hash of the layout, the size of the data set, and whether any rank lost its pairing or a part. The second and third
-    (SUM) carry all counts, and all sums with the probes. A rank without data adopts the layout and adds zeros.
+    The first (MAX) agrees on a header for each loader: whether any rank has a layout, its task, classes and ignored
+    index, a hash of the layout, the size of the data set, and whether any rank lost its pairing or a part. The second
+    and third (SUM) carry all counts, and all sums with the probes. A rank without data adopts the layout, adds zeros.
 
     Returns:
         None, or one sentence if ranks disagree; then nothing was folded, on any rank.
@@ -291,7 +327,9 @@ def fold(states: list[StageState], device: torch.device) -> str | None:
     torch.distributed.all_reduce(header, op=torch.distributed.ReduceOp.MAX)
     agreed = header.tolist()
     for state, row in zip(states, agreed, strict=True):
-        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial, largest, negated_smallest = row
+        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial, largest, negated_smallest = (
+            row
+        )
         if not known:
             continue
         if high != -negated_low:

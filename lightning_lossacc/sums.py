@@ -109,12 +109,13 @@ class Layout:
     def count_slices(self) -> dict[str, slice]:
         """Part of the int64 vector by name.
 
-        `rows` counted rows; `ignored`, `invalid` (target outside 0 ... C-1), `non_finite` (NaN or +inf anywhere, -inf at
-        the target), `unsupported` (targets that are no single class): rows kept out of everything else; `ties` rows with
-        margin 0; `items` items with at least one counted row; `items_rows_squared` sum n_i^2, `items_rows_correct`
+        `rows` counted rows; `ignored`, `invalid` (target outside 0 ... C-1), `non_finite` (NaN or +inf anywhere, -inf
+        at the target), `unsupported` (targets that are no single class): rows kept out of everything else; `ties` rows
+        with margin 0; `items` items with at least one counted row; `items_rows_squared` sum n_i^2, `items_rows_correct`
         sum n_i c_i, `items_correct_squared` sum c_i^2; `correct`; `top_k`; `margin_rows` rows with a finite margin;
         `half_rows` (2) rows of either half of the items; `bin_rows` (2, B) wrong and right rows by confidence bin;
-        `margin_histogram` (130) with an overflow bin at either end; `class_rows`, `class_predicted`, `class_correct` (C).
+        `margin_histogram` (130) with an overflow bin at either end; `class_rows`, `class_predicted`, `class_correct`
+        (C).
         """
         classes = self.num_classes if self.per_class else 0
         return _slices(
@@ -124,13 +125,13 @@ class Layout:
             non_finite=1,
             unsupported=1,
             ties=1,
+            correct=1,
+            top_k=1,
+            margin_rows=1,
             items=1,
             items_rows_squared=1,
             items_rows_correct=1,
             items_correct_squared=1,
-            correct=1,
-            top_k=1,
-            margin_rows=1,
             half_rows=2,
             bin_rows=2 * self.num_bins,
             margin_histogram=MARGIN_BINS + 2,
@@ -144,18 +145,18 @@ class Layout:
         """Part of the float64 vector by name.
 
         `nll` sum of NLL (nats); `items_nll_squared` sum s_i^2; `items_rows_nll` sum n_i s_i; `margin` over rows with a
-        finite margin; `confidence`; `entropy` (nats); `brier`; `bin_confidence`, `bin_nll` (2, B) wrong and right rows by
-        bin; `class_nll` (C) by target class; `temperature_nll`, `temperature_slope` (2, T) of either half of the items:
-        sum of NLL of logits / temperature, and of its derivative by the inverse temperature.
+        finite margin; `confidence`; `entropy` (nats); `brier`; `bin_confidence`, `bin_nll` (2, B) wrong and right rows
+        by bin; `class_nll` (C) by target class; `temperature_nll`, `temperature_slope` (2, T) of either half of the
+        items: sum of NLL of logits / temperature, and of its derivative by the inverse temperature.
         """
         return _slices(
             nll=1,
-            items_nll_squared=1,
-            items_rows_nll=1,
-            margin=1,
             confidence=1,
             entropy=1,
             brier=1,
+            margin=1,
+            items_nll_squared=1,
+            items_rows_nll=1,
             bin_confidence=2 * self.num_bins,
             bin_nll=2 * self.num_bins,
             class_nll=self.num_classes if self.per_class else 0,
@@ -189,7 +190,9 @@ class Layout:
         return hashlib.sha256(repr(fields).encode()).hexdigest()[:8]
 
     def zeros(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Empty vectors: counts (size_counts,) int64 and sums (size_sums,) float64, usable in and out of inference mode."""
+        """Empty vectors: counts (size_counts,) int64 and sums (size_sums,) float64, usable in and out of inference
+        mode.
+        """
         with torch.inference_mode(False):
             return (
                 torch.zeros(self.size_counts, dtype=torch.int64, device=device),

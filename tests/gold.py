@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -61,7 +62,7 @@ def slope(logits: Sequence[float], target: int, temperature: float) -> float:
 
 def calibration_error(confidences: Sequence[float], hits: Sequence[bool], edges: Sequence[float]) -> float:
     total, count = 0.0, len(confidences)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         last = high == edges[-1]
         members = [i for i, value in enumerate(confidences) if low <= value < high or (last and value == high)]
         if members:

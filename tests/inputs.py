@@ -14,9 +14,10 @@ def make(family: str, num_rows: int = 60, num_classes: int = 7) -> tuple[Tensor,
     """One family.
 
     typical: like a trained classifier. confident: large margins, some wrong. tied: small integers, many equal maxima.
-    extreme: up to 6e4, the largest of float16. masked: -inf in classes that are not the target. non_finite: NaN, +inf, and
-    -inf at the target in the first, middle and last rows. ignored: targets -100. out_of_range: targets beyond the classes.
-    constant: equal logits.
+    extreme: up to 6e4, the largest of float16. masked: -inf in classes that are not the target. non_finite: NaN,
+        +inf, and
+    -inf at the target in the first, middle and last rows. ignored: targets -100. out_of_range: targets beyond the
+    classes. constant: equal logits.
     """
     target = torch.randint(0, num_classes, (num_rows,))
     logits = torch.randn(num_rows, num_classes, dtype=torch.float64) * 2

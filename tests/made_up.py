@@ -61,5 +61,5 @@ def tell_all(reporter):
     reporter.scalars({"lossacc/val/nll": 0.5}, 300)
     reporter.event(event(300), 300)
     reporter.picture("lossacc", HISTORY, [event(300)], 300)
-    reporter.summary("done\n→ ok", 301)
+    reporter.summary("done\n→ <ok>", 301)
     reporter.close()

@@ -1,7 +1,9 @@
-"""Evaluations with known truth: logits = scale * separation * (separation * true direction + noise), noise of variance 1.
+"""Evaluations with known truth: logits = scale * separation * (separation * true direction + noise), noise of variance
+1.
 
 With scale 1 they are the log-posterior of two Gaussians and so calibrated: the scale is the best temperature. It moves
-confidence alone: no answer flips, and the loss after one temperature stays. The separation moves what is known: answers flip,
+confidence alone: no answer flips, and the loss after one temperature stays. The separation moves what is known:
+    answers flip,
 and no temperature repairs it. Everything is measured by the package's own path.
 """
 
@@ -13,12 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_lossacc import kernels
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.quantities import summary
 from lightning_lossacc.refinement import half_temperatures
-from lightning_lossacc import kernels
 from lightning_lossacc.sums import Layout
 
 
@@ -76,7 +78,9 @@ class Simulation:
         self.events += found
         return found
 
-    def run(self, epochs: int, scale: Callable[[int], float], separation: Callable[[int], float], **more: float) -> Sequence[Event]:
+    def run(
+        self, epochs: int, scale: Callable[[int], float], separation: Callable[[int], float], **more: float
+    ) -> Sequence[Event]:
         """Many evaluations; returns all events."""
         for epoch in range(epochs):
             self.evaluate(scale(epoch), separation(epoch), **more)

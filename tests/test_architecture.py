@@ -18,7 +18,9 @@ STDLIB = set(sys.stdlib_module_names)
 # room: (rooms of ours, packages from outside) that may be imported at all, at top level or inside functions.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "sums": (set(), {"torch"}),
-    "kernels.reference": ({"sums"}, {"torch"}),
+    "kernels.chunks": ({"sums"}, {"torch"}),
+    "kernels.reference": ({"kernels.chunks", "sums"}, {"torch"}),
+    "buffer": (set(), {"torch"}),
     "kernels": ({"kernels.reference", "sums"}, {"torch"}),
     "refinement": ({"sums"}, {"torch"}),
     "quantities": ({"refinement", "sums"}, {"torch"}),
@@ -52,7 +54,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "remedies": ({"history"}, set()),
     "curves": ({"diagnosis.event", "history"}, set()),
     "figures": ({"curves", "diagnosis.event", "history"}, {"matplotlib", "numpy"}),
-    "closing": ({"attribution", "diagnosis.engine", "diagnosis.event", "diagnosis.message", "history", "trends"}, set()),
+    "closing": (
+        {"attribution", "diagnosis.engine", "diagnosis.event", "diagnosis.message", "history", "trends"},
+        set(),
+    ),
     "sinks.files": ({"diagnosis.event", "figures", "history"}, set()),
     "sinks.generic": ({"diagnosis.event", "history"}, set()),
     "sinks.tensorboard": ({"curves", "diagnosis.event", "figures", "history", "sinks.generic"}, set()),
@@ -103,7 +108,9 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def ours(names: set[str]) -> set[str]:
-    return {name.removeprefix("lightning_lossacc").lstrip(".") for name in names if name.startswith("lightning_lossacc")}
+    return {
+        name.removeprefix("lightning_lossacc").lstrip(".") for name in names if name.startswith("lightning_lossacc")
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=room)
@@ -144,9 +151,21 @@ def test_files_are_short_and_named_by_question(path: Path) -> None:
 def test_updates_do_not_read_the_device(name: str) -> None:
     tree = ast.parse((ROOT / name).read_text())
     for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
-        if function.name not in ("row_statistics", "row_values", "item_values", "canonical", "update", "_multiclass", "_binary"):
+        if function.name not in (
+            "row_statistics",
+            "row_values",
+            "item_values",
+            "canonical",
+            "update",
+            "_multiclass",
+            "_binary",
+        ):
             continue
-        called = {node.func.attr for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+        called = {
+            node.func.attr
+            for node in ast.walk(function)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
         assert not called & {"item", "cpu", "tolist", "numpy", "nonzero", "unique"}, function.name
 
 

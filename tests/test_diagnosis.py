@@ -1,4 +1,5 @@
-"""Events and causes on evaluations whose truth is set by hand: each cause fires on its own situation and not on its neighbour.
+"""Events and causes on evaluations whose truth is set by hand: each cause fires on its own situation and not on its
+neighbour.
 
 Also the life cycle (opened, doubled, closed; nothing twice), abstention, the online property, and the words.
 """
@@ -6,6 +7,7 @@ Also the life cycle (opened, doubled, closed; nothing twice), abstention, the on
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -32,7 +34,7 @@ def test_scale_alone_is_over_confidence() -> None:
     assert (first.event, first.cause, first.status) == ("loss-up-accuracy-flat", "over-confidence", "open")
     assert 20 < first.epoch < 45 and first.reference_epoch <= 25
     assert first.causes[0].share > 0.75 and first.evidence["temperature_after"] > 1.05
-    change, low, high = first.evidence["refinement_change"]
+    change, low, _high = first.evidence["refinement_change"]
     assert low <= 0.005 and abs(change) < 0.25 * first.evidence["probe_nll_change"]
     assert all(event.cause == "over-confidence" for event in warnings_of(run.events))
 
@@ -51,7 +53,9 @@ def test_both_together_are_mixed_with_both_shares() -> None:
     run.run(70, growing(20, 0.03), lambda epoch: learning(epoch) - 0.004 * max(0, epoch - 20))
     last = warnings_of(run.events)[-1]
     assert last.cause == "mixed"
-    assert "is left after one temperature" in last.causes[0].evidence[0] and "is confidence" in last.causes[0].evidence[1]
+    assert (
+        "is left after one temperature" in last.causes[0].evidence[0] and "is confidence" in last.causes[0].evidence[1]
+    )
 
 
 def test_improving_answers_under_growing_scale_are_scale_growth_and_only_info() -> None:
@@ -73,7 +77,11 @@ def test_wider_margins_are_confidence_growth_and_only_info() -> None:
 def test_loss_down_while_accuracy_falls() -> None:
     run = Simulation(num_rows=4000)
     # Far too confident at first; the scale comes down, and so do the answers.
-    run.run(60, lambda epoch: max(1.0, 6.0 - 0.15 * max(0, epoch - 20)), lambda epoch: learning(epoch) - 0.012 * max(0, epoch - 20))
+    run.run(
+        60,
+        lambda epoch: max(1.0, 6.0 - 0.15 * max(0, epoch - 20)),
+        lambda epoch: learning(epoch) - 0.012 * max(0, epoch - 20),
+    )
     found = [event for event in run.events if event.event == "loss-down-accuracy-down"]
     assert found and found[0].level == "warning" and found[0].cause == "unknown" and found[0].epoch > 20
 
@@ -104,7 +112,7 @@ def test_opened_doubled_closed_and_nothing_twice() -> None:
     assert statuses[0] == "open" and statuses[-1] == "closed"
     assert set(statuses[1:-1]) == {"doubled"} and len(statuses) <= 6
     changes = [event.evidence["nll_change"] for event in warnings_of(run.events)[:-1]]
-    assert all(later >= 2 * earlier for earlier, later in zip(changes, changes[1:], strict=False))
+    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(changes))
     assert len({event.id for event in warnings_of(run.events)}) == 1
     assert warnings_of(run.events)[-1].message.startswith("closed: over-confidence")
 
@@ -179,7 +187,8 @@ def test_message_has_the_numbers_and_at_most_eight_lines() -> None:
     event = warnings_of(run.events)[0]
     lines = event.message.splitlines()
     assert len(lines) <= 8 and max(map(len, lines)) < 200
-    assert lines[0] == f"over-confidence · val · opened at epoch {event.epoch} · since epoch {event.reference_epoch} · loss up, accuracy flat"
+    epochs = f"opened at epoch {event.epoch} · since epoch {event.reference_epoch}"
+    assert lines[0] == f"over-confidence · val · {epochs} · loss up, accuracy flat"
     before, after = event.evidence["nll_before"], event.evidence["nll_after"]
     assert f"NLL {before:.4f} → {after:.4f} ({after - before:+.4f}" in lines[1]
     assert "rows wrong both times" in lines[2] and "after one temperature" in lines[3]

@@ -70,3 +70,14 @@ def test_file_round_trip_and_a_torn_last_line(tmp_path: Path) -> None:
     path.write_text("nonsense\n" + record(0).to_json() + "\n")
     with pytest.raises(ValueError, match="line 1"):
         History.read(path)
+
+
+def test_a_name_with_a_line_separator_does_not_split_a_line(tmp_path: Path) -> None:
+    strange = Record.from_json(record().to_json().replace("val_loss", "val\u2028loss\u0085"))
+    History([strange, record(1)]).write(tmp_path / "history.jsonl")
+    assert History.read(tmp_path / "history.jsonl").records == [strange, record(1)]
+
+
+def test_an_empty_file_is_an_empty_history(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text("")
+    assert len(History.read(tmp_path / "history.jsonl")) == 0

@@ -91,7 +91,9 @@ def test_reset_keeps_the_tensors_in_and_out_of_inference_mode() -> None:
     assert not metric.counts.any() and not metric.sums.any()
 
 
-@pytest.mark.parametrize("copying", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone()])
+@pytest.mark.parametrize(
+    "copying", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone()]
+)
 def test_copies_are_independent_and_equal(copying: Any) -> None:
     metric = filled(batches())
     other = copying(metric)
@@ -113,6 +115,8 @@ def test_merge_state_is_addition_and_refuses_other_layouts() -> None:
     assert_equal(first, filled(data))
     with pytest.raises(ValueError, match="layouts cannot be added"):
         first.merge_state(LossAccuracy(num_classes=4))
+    with pytest.raises(ValueError, match="a metric of the same configuration or its state"):
+        first.merge_state({"counts": second.counts})
 
 
 @pytest.mark.parametrize("convert", ["half", "bfloat16", "double", "float", "to", "set_dtype", "module"])
@@ -136,7 +140,11 @@ def test_no_conversion_changes_the_state(convert: str) -> None:
 def test_equal_configurations_share_one_update_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     collection = MetricCollection(
         {cls.__name__: cls(num_classes=3) for cls in SINGLES}
-        | {"all": LossAccuracy(num_classes=3), "ignoring": Accuracy(num_classes=3, ignore_index=0), "bins": MeanNLL(num_classes=3, num_bins=5)}
+        | {
+            "all": LossAccuracy(num_classes=3),
+            "ignoring": Accuracy(num_classes=3, ignore_index=0),
+            "bins": MeanNLL(num_classes=3, num_bins=5),
+        }
     )
     data = batches()
     # Zeros at first: look-alike states that torchmetrics would merge by value.

@@ -67,7 +67,10 @@ def test_keys_are_documented_and_complete() -> None:
     logits, target = inputs.make("typical")
     assert list(summary(logits, target)) == list(quantities.KEYS)
     assert set(quantities.CORE) <= set(quantities.KEYS)
-    assert all(item.range and item.meaning and item.better in ("lower", "higher", "-", "0", "1") for item in quantities.KEYS.values())
+    assert all(
+        item.range and item.meaning and item.better in ("lower", "higher", "-", "0", "1")
+        for item in quantities.KEYS.values()
+    )
     without = summary(logits, target, temperatures=(), per_class=False)
     assert "refinement_nll" not in without and "balanced_accuracy" not in without and "nll" in without
 
@@ -122,7 +125,8 @@ def test_cross_fitted_gain_is_honest_where_the_plain_one_is_not() -> None:
         values = summary(logits, target)
         gains.append(values["temperature_gain"])
         plain.append(values["calibration_nll"])
-    # Calibrated logits have nothing to gain: a fit on the same rows always claims some, a cross-fitted one loses a little.
+    # Calibrated logits have nothing to gain: a fit on the same rows always claims some, a cross-fitted one loses a
+    # little.
     assert min(plain) >= 0 and sum(plain) / 30 > 0.003
     assert sum(gains) / 30 < 0.001
 
@@ -132,7 +136,9 @@ def test_clustered_error_equals_the_spread_over_resampled_items() -> None:
     level = torch.randn(items, 1, 1, dtype=torch.float64) * 2
     logits = torch.cat((level.expand(items, 1, rows), torch.zeros(items, 1, rows)), dim=1)
     target = torch.zeros(items, rows, dtype=torch.long)
-    means = [float(F.cross_entropy(part, label)) for part, label in zip(logits.split(100), target.split(100), strict=True)]
+    means = [
+        float(F.cross_entropy(part, label)) for part, label in zip(logits.split(100), target.split(100), strict=True)
+    ]
     wanted = float(torch.tensor(means).std())
     layout = Layout(2)
     errors = [
@@ -170,17 +176,24 @@ def test_margin_quantile_is_close_to_the_sorted_one() -> None:
         wanted = float(torch.quantile(margins, share))
         layout = Layout(4)
         part = layout.parts(*vectors(logits, target, layout))
-        assert quantities.margin_quantile(part["margin_histogram"], share) == pytest.approx(wanted, abs=0.05 * (1 + abs(wanted)))
+        assert quantities.margin_quantile(part["margin_histogram"], share) == pytest.approx(
+            wanted, abs=0.05 * (1 + abs(wanted))
+        )
 
 
 def test_class_table_folds_small_classes_into_a_rest() -> None:
     logits, target = torch.randn(500, 30), torch.randint(0, 30, (500,)) ** 2 // 30
     layout = Layout(30)
     counts, sums = vectors(logits, target, layout)
-    whole, folded = quantities.class_table(counts, sums, layout), quantities.class_table(counts, sums, layout, largest=5)
+    whole, folded = (
+        quantities.class_table(counts, sums, layout),
+        quantities.class_table(counts, sums, layout, largest=5),
+    )
     assert folded["class"][-1] == -1 and len(folded["rows"]) == 6
     assert sum(folded["rows"]) == sum(whole["rows"]) == 500
-    assert min(folded["rows"][:5]) >= max(rows for index, rows in enumerate(whole["rows"]) if index not in folded["class"])
+    assert min(folded["rows"][:5]) >= max(
+        rows for index, rows in enumerate(whole["rows"]) if index not in folded["class"]
+    )
     total = sum(rows * nll for rows, nll in zip(folded["rows"], folded["nll"], strict=True) if rows)
     assert total == pytest.approx(float(layout.parts(counts, sums)["nll"]))
 

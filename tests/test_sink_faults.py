@@ -139,7 +139,7 @@ def test_files_hold_history_events_picture_and_summary(tmp_path):
     assert read == record(0, nll=0.5)
     (line,) = (place / "events.jsonl").read_text(encoding="utf-8").splitlines()
     assert Event.from_json(line).message == MESSAGE
-    assert (place / "summary.txt").read_text(encoding="utf-8") == "done\n→ ok\n"
+    assert (place / "summary.txt").read_text(encoding="utf-8") == "done\n→ <ok>\n"
     assert (place / "lossacc.png").read_bytes().startswith(b"\x89PNG")
 
 

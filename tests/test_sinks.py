@@ -76,7 +76,7 @@ def test_tensorboard_holds_numbers_text_and_picture(tmp_path, package, prefix):
     assert found.step == 300 and "loss up, accuracy flat: over-confidence" in text
     assert text.endswith("\n".join(f"    {line}" for line in MESSAGE.splitlines()))
     (found,) = board.Tensors(f"{start}lossacc/summary/text_summary")
-    assert found.tensor_proto.string_val[0].decode() == "    done\n    → ok"
+    assert found.tensor_proto.string_val[0].decode() == "    done\n    → <ok>"
 
 
 # The HTML cleaner inside tensorboard warns about itself.
@@ -152,7 +152,7 @@ def test_wandb_offline_run_holds_numbers_table_picture_and_summary(tmp_path, mon
     longest = max(tables, key=lambda table: len(table["data"]))
     assert longest["data"][1][longest["columns"].index("message")] == MESSAGE
     (page,) = (file.read_text() for file in files if file.suffix == ".html")
-    assert page == "<pre>done\n→ ok</pre>"
+    assert page == "<pre>done\n→ &lt;ok&gt;</pre>"
 
 
 def decoded(item):

@@ -1,4 +1,6 @@
-"""`Layout`: the parts cover both vectors without overlap, fingerprints tell configurations apart, bad arguments are named."""
+"""`Layout`: the parts cover both vectors without overlap, fingerprints tell configurations apart, bad arguments are
+named.
+"""
 
 from __future__ import annotations
 

@@ -14,13 +14,16 @@ OVERFITTING_SHARE = 0.50
 def over_confidence(evidence: Evidence) -> Cause | None:
     """The loss rose because the probabilities became too large; one temperature takes the rise back.
 
-    What it finds: the upper end of the 99 % interval of the change after one temperature is below 25 % of the rise, and the
+    What it finds: the upper end of the 99 % interval of the change after one temperature is below 25 % of the rise,
+        and the
     best temperature is above 1 and has grown.
     Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
     Evidence it needs: paired rows and the temperature grid.
-    What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the lowest loss
+    What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the
+        lowest loss
     after one temperature.
-    When it is wrong: if the temperature was chosen on the very rows that it is judged on (so the gain is cross-fitted), or
+    When it is wrong: if the temperature was chosen on the very rows that it is judged on (so the gain is
+        cross-fitted), or
     beyond the grid's edge, where nothing is said.
     Reference: Guo et al. 2017; Mukhoti et al. 2020.
     """
@@ -73,7 +76,8 @@ def scale_growth(evidence: Evidence) -> Cause | None:
 def mixed(evidence: Evidence) -> Cause | None:
     """Part of the rise is confidence and part is not.
 
-    What it finds: the share of the rise that is left after one temperature is neither certainly small (over-confidence) nor
+    What it finds: the share of the rise that is left after one temperature is neither certainly small
+        (over-confidence) nor
     certainly large (overfitting), but its 99 % interval is narrow enough to exclude one of both ends.
     Why it matters: a temperature repairs one part, regularisation the other.
     Evidence it needs: paired rows and the temperature grid.
@@ -83,7 +87,7 @@ def mixed(evidence: Evidence) -> Cause | None:
     """
     share, low, high = evidence.refinement_share
     too_wide = low <= 0 and high >= 1
-    if evidence.at_edge or not (share == share) or too_wide:
+    if evidence.at_edge or share != share or too_wide:
         return None
     if high < OVERCONFIDENCE_SHARE or low > OVERFITTING_SHARE:
         return None

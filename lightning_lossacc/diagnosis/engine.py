@@ -1,8 +1,8 @@
 """From records to events: when loss and accuracy part, over which interval, and for which cause.
 
-Decisions are online (a record is judged by what came before it), depend on plain numbers that are equal on every rank, and
-say nothing twice. An event opens when the loss has moved beyond the jitter between evaluations and beyond the practical
-floor: a statement about this validation set. Whether it holds on new data is a second field.
+Decisions are online (a record is judged by what came before it), depend on plain numbers that are equal on every rank,
+and say nothing twice. An event opens when the loss has moved beyond the jitter between evaluations and beyond the
+practical floor: a statement about this validation set. Whether it holds on new data is a second field.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Diagnosis:
     """Judges one record after another and keeps what is open.
 
     Args:
-        accuracy_margin: largest change of accuracy that still counts as flat; a tenth of the reference error rate if that
-            is less.
+        accuracy_margin: largest change of accuracy that still counts as flat; a tenth of the reference error rate
+            if that is less.
     """
 
     def __init__(self, accuracy_margin: float = ACCURACY_MARGIN) -> None:
@@ -45,7 +45,9 @@ class Diagnosis:
 
     def examine(self, history: History, stage: str = "val", loader: int = 0) -> list[Event]:
         """Events of the newest record of one stage and loader: opened, doubled or closed by it."""
-        series = [record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))]
+        series = [
+            record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))
+        ]
         if len(series) < 2:
             return []
         found = []
@@ -102,9 +104,7 @@ class Diagnosis:
             if change < floor / 2:
                 return None
         elif len(series) >= trends.MIN_EVALUATIONS:
-            shift = trends.find_rise(
-                losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA
-            )
+            shift = trends.find_rise(losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA)
             if shift is None or change < floor:
                 return None
             onset = shift.onset
@@ -163,7 +163,13 @@ class Diagnosis:
         return Evidence(reference, series[-1], accuracy, paired)
 
     def _event(
-        self, name: str, evidence: Evidence, onset_epoch: int, status: Status, series: list[Record], identity: str | None
+        self,
+        name: str,
+        evidence: Evidence,
+        onset_epoch: int,
+        status: Status,
+        series: list[Record],
+        identity: str | None,
     ) -> Event:
         current, reference = evidence.current, evidence.reference
         causes = find_causes(name, evidence)
@@ -230,8 +236,8 @@ def _reference(series: list[Record], name: str) -> Record | None:
 def required_z(evaluations: int) -> float:
     """Quantile that a paired difference must beat when the best of all earlier evaluations is the reference.
 
-    The level of evaluation t is 6 alpha / (pi^2 t^2), spent over evaluations so that they add up to alpha, divided by the t
-    candidates for the reference and by two sides. Plain Bonferroni over evaluations is off by a factor of 25.
+    The level of evaluation t is 6 alpha / (pi^2 t^2), spent over evaluations so that they add up to alpha, divided by
+    the t candidates for the reference and by two sides. Plain Bonferroni over evaluations is off by a factor of 25.
     """
     level = 6 * ALPHA / (math.pi**2 * evaluations**2) / evaluations / 2
     return -NormalDist().inv_cdf(level)
@@ -271,7 +277,9 @@ def _numbers(evidence: Evidence, evaluations: int) -> dict[str, Any]:
             "refinement_change": list(evidence.refinement_change),
             "required_z": needed,
             "z": change / error if error else math.inf,
-            "items_needed_to_show": math.ceil(evidence.paired["items"] * (needed * error / change) ** 2) if change else 0,
+            "items_needed_to_show": math.ceil(evidence.paired["items"] * (needed * error / change) ** 2)
+            if change
+            else 0,
         }
     return numbers
 
@@ -285,8 +293,8 @@ def _closed(event: Event, current: Record) -> Event:
         "global_step": current.global_step,
         "remedies": [],
         "message": (
-            f"closed: {event.cause} · {event.stage} · at epoch {current.epoch} · NLL {current.values['nll']:.4f}, accuracy "
-            f"{100 * current.values['accuracy']:.1f} % · it was reported since epoch {event.epoch}"
+            f"closed: {event.cause} · {event.stage} · at epoch {current.epoch} · NLL {current.values['nll']:.4f}, "
+            f"accuracy {100 * current.values['accuracy']:.1f} % · it was reported since epoch {event.epoch}"
         ),
     }
     return Event.from_json(to_json(fields))

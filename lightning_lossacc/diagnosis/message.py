@@ -45,8 +45,8 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str
         )
         if evidence.paired["items"] < evidence.current.num_items:
             lines.append(
-                f"on {evidence.paired['items']} of {evidence.current.num_items} items; the whole set changed by "
-                f"{evidence.full_nll_change:+.4f}, {evidence.full_nll_change - evidence.nll_change:+.4f} of it elsewhere"
+                f"on {evidence.paired['items']} of {evidence.current.num_items} items; all of them changed by "
+                f"{evidence.full_nll_change:+.4f}, {evidence.full_nll_change - evidence.nll_change:+.4f} more"
             )
     else:
         lines.append("rows could not be paired with the reference, so no cause is named")

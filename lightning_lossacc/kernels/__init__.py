@@ -1,7 +1,7 @@
 """The door to the kernels: checks arguments once, brings them into one shape, and says which implementation runs.
 
-Every operation takes `(logits, target, counts, sums, layout)`: tensors, never a metric. Today there is one implementation,
-plain PyTorch on any device.
+Every operation takes `(logits, target, counts, sums, layout)`: tensors, never a metric. Today there is one
+implementation, plain PyTorch on any device.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def row_statistics(preds: Tensor, target: Tensor, counts: Tensor, sums: Tensor, 
     Args:
         preds: logits (N, C), (N, C, d1, ...), or for the binary task (N,), (N, 1), (N, 1, d1, ...); float16, bfloat16,
             float32 or float64; probabilities or log-probabilities where the layout says so.
-        target: class indices (N,), (N, d1, ...) of any integer dtype; floats 0 and 1 for the binary task; one-hot floats
-            of the shape of `preds` (a row that is not one-hot is counted as unsupported).
+        target: class indices (N,), (N, d1, ...) of any integer dtype; floats 0 and 1 for the binary task; one-hot
+            floats of the shape of `preds` (a row that is not one-hot is counted as unsupported).
         counts: (layout.size_counts,) int64.
         sums: (layout.size_sums,) float64.
 

@@ -11,28 +11,21 @@ With z the logits of a row, y its target, m = max_j z_j, d_j = z_j - m, e_j = ex
     rank        classes that beat y: larger logit, or equal logit and lower index
     at temperature T, b = 1/T, S_T = sum e_j^b:  nll log S_T - b d_y, slope (d nll / d b) sum(e_j^b d_j) / S_T - d_y
 
-Rows are taken in chunks of about 2 MB with reused buffers: fresh temporaries of the size of the logits cost more than the
-arithmetic (page faults; measured 5 to 11 times on a 2-core Zen 4). A chunk lies row by row, (rows, C), when classes are
-contiguous and many; class by class, (C, rows), when classes are few or the logits are channels-first, so that a
-reduction runs along the long contiguous axis. exp dominates: an octave of temperatures is squared, not exponentiated.
-
-Half-precision logits are widened to float32 before any arithmetic; float64 stays float64. Inputs are never written to.
+exp dominates: an octave of temperatures is squared, not exponentiated. Half-precision logits are widened to float32 before
+any arithmetic; float64 stays float64. Inputs are never written to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_lossacc.kernels.chunks import chunks
 from lightning_lossacc.sums import Layout, margin_edges
 
-CHUNK_BYTES = 2 * 1024 * 1024
-# Up to this many classes a row is shorter than a vector register's reduction is worth: chunks are transposed.
-FEW_CLASSES = 32
 # exp(-1e4 / 8) is 0 in float64 too, so that this stands for a logit of -inf in products such as e * d.
 LOWEST_DIFFERENCE = -1.0e4
 # Sentinel of targets that are no single class (soft labels); outside every possible range of classes.
@@ -72,7 +65,7 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     safe_target = torch.where(considered, flat_target, 0)  # (N,)
     parts: list[RowValues] = []
     workspace: list[Tensor] = []
-    for start, chunk, class_dim in _chunks(logits, layout):
+    for start, chunk, class_dim in chunks(logits, layout):
         count = chunk.shape[1 - class_dim]
         workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
@@ -98,41 +91,42 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
     values = row_values(logits, target, layout)
     flat_target = target.reshape(-1)
     valid = values.valid
-    weight = valid.double()  # (N,)
-    nll = torch.where(valid, values.nll, 0).double()
-    correct = values.correct & valid
     into = layout.parts(counts, sums)
-
+    # Masks and columns are stacked and summed at once: on small batches the number of operations is the cost.
     ignored = _equals(flat_target, layout.ignore_index)
     unsupported = flat_target == UNSUPPORTED_TARGET
-    in_range = (flat_target >= 0) & (flat_target < layout.num_classes)
-    into["rows"] += valid.sum()
-    into["ignored"] += ignored.sum()
-    into["unsupported"] += (unsupported & ~ignored).sum()
-    into["invalid"] += (~in_range & ~ignored & ~unsupported).sum()
-    into["non_finite"] += (in_range & ~ignored & ~values.finite).sum()
-    into["ties"] += ((values.margin == 0) & valid).sum()
-    into["correct"] += correct.sum()
-    into["top_k"] += (values.top_k & valid).sum()
+    outside = (flat_target < 0) | (flat_target >= layout.num_classes)
+    correct = values.correct & valid
+    has_margin = torch.isfinite(values.margin)
+    flags = torch.stack(
+        (
+            valid,
+            ignored,
+            outside & ~ignored & ~unsupported,
+            ~(outside | ignored | values.finite),
+            unsupported & ~ignored,
+            (values.margin == 0) & valid,
+            correct,
+            values.top_k & valid,
+            has_margin & valid,
+        )
+    )  # (9, N)
+    counts[_span(layout.count_slices, "rows", "margin_rows")] += flags.sum(1)
+    columns = torch.stack((values.nll, values.confidence, values.entropy, values.brier, values.margin))
+    columns = torch.where(flags[[0, 0, 0, 0, 8]], columns, 0).double()  # (5, N)
+    sums[_span(layout.sum_slices, "nll", "margin")] += columns.sum(1)
+    nll, confidence = columns[0], columns[1]
 
-    item_rows = valid.view(items, rows_per_item).sum(1)  # (I,)
-    item_correct = correct.view(items, rows_per_item).sum(1)
-    item_nll = nll.view(items, rows_per_item).sum(1)
-    into["items"] += (item_rows > 0).sum()
-    into["items_rows_squared"] += (item_rows * item_rows).sum()
-    into["items_rows_correct"] += (item_rows * item_correct).sum()
-    into["items_correct_squared"] += (item_correct * item_correct).sum()
-    into["nll"] += item_nll.sum()
-    into["items_nll_squared"] += (item_nll * item_nll).sum()
-    into["items_rows_nll"] += (item_rows * item_nll).sum()
-
-    has_margin = valid & torch.isfinite(values.margin)
-    into["margin_rows"] += has_margin.sum()
-    into["margin"] += torch.where(has_margin, values.margin, 0).double().sum()
-    confidence = torch.where(valid, values.confidence, 0).double()
-    into["confidence"] += confidence.sum()
-    into["entropy"] += torch.where(valid, values.entropy, 0).double().sum()
-    into["brier"] += torch.where(valid, values.brier, 0).double().sum()
+    by_item = torch.stack((valid.double(), correct.double(), nll)).view(3, items, rows_per_item).sum(2)  # n_i, c_i, s_i
+    products = by_item @ by_item.T
+    into["items"] += (by_item[0] > 0).sum()
+    # Exact below 2^53: sums of products of integers in float64.
+    integers = products.long()
+    into["items_rows_squared"] += integers[0, 0]
+    into["items_rows_correct"] += integers[0, 1]
+    into["items_correct_squared"] += integers[1, 1]
+    into["items_rows_nll"] += products[0, 2]
+    into["items_nll_squared"] += products[2, 2]
 
     bins = layout.num_bins
     edges = torch.linspace(0, 1, bins + 1, dtype=values.confidence.dtype, device=logits.device)
@@ -152,14 +146,13 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
         into["class_correct"] += _bucket_counts(label, correct, layout.num_classes)
         into["class_nll"] += _bucket_sums(label, nll, layout.num_classes)
 
-    half = _item_halves(logits, valid).repeat_interleave(rows_per_item)  # (N,) 0 or 1
-    second = half.double() * weight
-    halves = torch.stack((weight - second, second))  # (2, N)
-    into["half_rows"] += halves.sum(1).long()
     if layout.temperatures:
-        for name in ("temperature_nll", "temperature_slope"):
-            rows = torch.where(valid, getattr(values, name), 0).double()  # (T, N)
-            into[name] += (halves @ rows.T).reshape(-1)
+        second = (_item_halves(logits, valid).repeat_interleave(rows_per_item) == 1) & valid  # (N,)
+        halves = torch.stack((valid & ~second, second)).double()  # (2, N)
+        into["half_rows"] += halves.sum(1).long()
+        grid = torch.stack((values.temperature_nll, values.temperature_slope))  # (2, T, N)
+        grid = torch.where(valid, grid, 0).double()
+        sums[_span(layout.sum_slices, "temperature_nll", "temperature_slope")] += (halves @ grid.mT).reshape(-1)
 
 
 def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
@@ -170,8 +163,8 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
         target: (I, R) int64.
 
     Returns:
-        (I, 5 + 2 T) float64: rows, summed NLL, correct rows, target and predicted class of the first row, summed NLL and
-        summed slope at each temperature of the layout.
+        (I, 5 + 2 T) float64: rows, summed NLL, correct rows, target and predicted class of the first row, summed NLL
+        and summed slope at each temperature of the layout.
     """
     items, _, rows_per_item = logits.shape
     values = row_values(logits, target, layout)
@@ -194,50 +187,6 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
     )
 
 
-def _chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]:
-    """Yields (first row, chunk, dimension of the classes): (rows, C) with 1, or (C, rows) with 0.
-
-    A chunk is a view of the logits where their dtype and strides allow it, else a reused buffer; it must not be written to.
-    """
-    items, _, rows_per_item = logits.shape
-    classes = layout.num_classes
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    chunk_rows = max(1, CHUNK_BYTES // (classes * wide.itemsize))
-    if layout.task == "binary":
-        # Two classes with logits 0 and z: the same softmax, so that every definition above holds.
-        flat = logits.reshape(-1)
-        for start in range(0, flat.numel(), chunk_rows):
-            part = flat[start : start + chunk_rows].to(wide)
-            yield start, torch.stack((torch.zeros_like(part), part)), 0
-        return
-    if rows_per_item == 1 or logits.stride(1) == 1:
-        by_row = logits.movedim(1, -1).reshape(-1, classes)  # (N, C); a view where the strides allow
-        transposed = classes <= FEW_CLASSES
-        as_it_is = not transposed and by_row.dtype == wide and by_row.stride(1) == 1
-        shape = (classes, min(chunk_rows, len(by_row))) if transposed else (min(chunk_rows, len(by_row)), classes)
-        buffer = torch.empty((0, 0) if as_it_is else shape, dtype=wide, device=logits.device)
-        for start in range(0, len(by_row), chunk_rows):
-            part = by_row[start : start + chunk_rows]
-            if as_it_is:
-                yield start, part, 1
-            elif transposed:
-                yield start, buffer[:, : len(part)].copy_(part.T), 0
-            else:
-                yield start, buffer[: len(part)].copy_(part), 1
-        return
-    if rows_per_item >= chunk_rows:
-        buffer = torch.empty((classes, chunk_rows), dtype=wide, device=logits.device)
-        for item in range(items):
-            for first in range(0, rows_per_item, chunk_rows):
-                part = logits[item, :, first : first + chunk_rows]
-                yield item * rows_per_item + first, buffer[:, : part.shape[1]].copy_(part), 0
-        return
-    group = chunk_rows // rows_per_item
-    for item in range(0, items, group):
-        part = logits[item : item + group].transpose(0, 1)  # (C, items, R)
-        yield item * rows_per_item, part.to(wide, copy=True).reshape(classes, -1), 0
-
-
 def _chunk_values(logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor]) -> RowValues:
     """Quantities of one chunk; the buffers are overwritten; `target` (rows,) must be within 0 ... C-1."""
     difference, power, product, *chain_buffers = buffers
@@ -248,8 +197,8 @@ def _chunk_values(logits: Tensor, target: Tensor, class_dim: int, layout: Layout
     finite = (torch.isfinite(top) & torch.isfinite(target_logit)).squeeze(class_dim)
     torch.sub(logits, top, out=difference)
     target_difference = target_logit - top
-    # The largest of the others is found in the differences, where the target can be masked without touching the input. Either
-    # it or the target is 0 there, so that the margin is the difference of two logits, rounded once.
+    # The largest of the others is found in the differences, where the target can be masked without touching the input.
+    # Either it or the target is 0 there, so that the margin is the difference of two logits, rounded once.
     difference.scatter_(class_dim, index, -math.inf)
     other_difference = difference.amax(class_dim, keepdim=True)
     difference.scatter_(class_dim, index, target_difference)
@@ -289,7 +238,8 @@ def _ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Correct, predicted class and top-k hit of each row.
 
-    Classes are ranked only where the target is not the sole maximum, and ties counted only where there are some: comparisons
+    Classes are ranked only where the target is not the sole maximum, and ties counted only where there are some:
+        comparisons
     and argmax cost more than the exponentials. On another device than the CPU all rows take part, without a host read.
     """
     on_host = logits.device.type == "cpu"
@@ -309,7 +259,9 @@ def _ranks(
     if places.numel():
         position = torch.arange(layout.num_classes, device=target.device)
         position = position if class_dim == 1 else position[:, None]
-        earlier = (signs.index_select(1 - class_dim, places) == 0) & (position < index.index_select(1 - class_dim, places))
+        earlier = (signs.index_select(1 - class_dim, places) == 0) & (
+            position < index.index_select(1 - class_dim, places)
+        )
         greater[places] += earlier.sum(class_dim)
     top_k[rows] = greater < layout.top_k
     return correct, predicted, top_k
@@ -366,8 +318,8 @@ def _empty_values(logits: Tensor, layout: Layout) -> RowValues:
 def _item_halves(logits: Tensor, valid: Tensor) -> Tensor:
     """0 or 1 for each item, (I,) int64: a hash of the bits of its counted rows' first and last logits.
 
-    A hash of the content needs no index, so that batches, order and ranks do not change the halves; equal items fall into
-    the same half, and ignored rows have no say.
+    A hash of the content needs no index, so that batches, order and ranks do not change the halves; equal items fall
+    into the same half, and ignored rows have no say.
     """
     items, _, rows_per_item = logits.shape
     ends = logits[:, [0, -1], :].to(torch.float32).contiguous().view(torch.int32).long()  # (I, 2, R)
@@ -376,6 +328,11 @@ def _item_halves(logits: Tensor, valid: Tensor) -> Tensor:
     total = torch.where(valid.view(items, rows_per_item), mixed, 0).sum(1)
     total = (total ^ (total >> 17)) * 0x2C1B3C6D
     return (total >> 33) & 1
+
+
+def _span(slices: dict[str, slice], first: str, last: str) -> slice:
+    """The parts from `first` to `last`, which lie side by side."""
+    return slice(slices[first].start, slices[last].stop)
 
 
 def _equals(target: Tensor, value: int | None) -> Tensor:

@@ -1,11 +1,13 @@
 """The reference is right: every count exactly and every sum against float64 formulas, over families, dtypes and shapes.
 
-Properties: shift and permutation of rows and classes, any split into batches, chunk size, ignored rows without effect, inputs
+Properties: shift and permutation of rows and classes, any split into batches, chunk size, ignored rows without
+    effect, inputs
 untouched, bitwise repeatable, equal to PyTorch's own cross-entropy where that is defined. Nothing here needs a GPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_lossacc import kernels
-from lightning_lossacc.kernels import reference
+from lightning_lossacc.kernels import chunks, reference
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout, margin_edges
 from tests import gold, inputs
 
@@ -168,7 +170,8 @@ def test_binary_equals_two_classes(family: str) -> None:
                 torch.testing.assert_close(one[name], two[name], msg=name)
 
 
-# Class-contiguous tokens, channels-first pixels in one and in many chunks, items grouped into one chunk, and views of each.
+# Class-contiguous tokens, channels-first pixels in one and in many chunks, items grouped into one chunk, and views of
+# each.
 @pytest.mark.parametrize("view", ["contiguous", "transposed", "strided", "offset"])
 @pytest.mark.parametrize("shape", [(6, 5, 3), (3, 5, 4, 6), (2, 40, 500), (2, 3, 60_000)])
 def test_more_dimensions_equal_flat_rows(shape: tuple[int, ...], view: str) -> None:
@@ -187,7 +190,16 @@ def test_more_dimensions_equal_flat_rows(shape: tuple[int, ...], view: str) -> N
     layout = Layout(classes)
     nested = totals(logits, target, layout)
     flat = totals(logits.movedim(1, -1).reshape(-1, classes), target.reshape(-1), layout)
-    for name in ("rows", "ignored", "correct", "top_k", "class_rows", "class_predicted", "bin_rows", "margin_histogram"):
+    for name in (
+        "rows",
+        "ignored",
+        "correct",
+        "top_k",
+        "class_rows",
+        "class_predicted",
+        "bin_rows",
+        "margin_histogram",
+    ):
         assert torch.equal(nested[name], flat[name]), name
     for name in ("nll", "margin", "confidence", "entropy", "brier", "class_nll"):
         torch.testing.assert_close(nested[name], flat[name], rtol=1e-12, atol=1e-12)
@@ -238,7 +250,7 @@ def test_any_split_and_order_merge_to_the_same(seed: int, num_rows: int, num_cla
     order = torch.randperm(num_rows, generator=generator)
     parts = layout.zeros()
     edges = sorted({0, num_rows, *(cut for cut in cuts if cut <= num_rows)})
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         kernels.row_statistics(logits[order[low:high]], target[order[low:high]], *parts, layout)
     assert torch.equal(parts[0], whole[0])
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-12, atol=1e-12)
@@ -249,7 +261,7 @@ def test_any_split_and_order_merge_to_the_same(seed: int, num_rows: int, num_cla
 def test_chunk_size_is_irrelevant(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, num_classes: int) -> None:
     logits, target = inputs.make("masked", num_rows=200, num_classes=num_classes)
     wanted = totals(logits, target, Layout(num_classes))
-    monkeypatch.setattr(reference, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
     found = totals(logits, target, Layout(num_classes))
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-12, atol=1e-12)
@@ -292,7 +304,12 @@ def test_ignored_rows_have_no_effect_whatever_they_hold(shape: tuple[int, ...]) 
 
 def test_non_finite_rows_leave_the_others_unchanged() -> None:
     logits, target = inputs.make("non_finite")
-    bad = torch.tensor([gold.fate(row, label, -100) != gold.COUNTED for row, label in zip(logits.tolist(), target.tolist(), strict=True)])
+    bad = torch.tensor(
+        [
+            gold.fate(row, label, -100) != gold.COUNTED
+            for row, label in zip(logits.tolist(), target.tolist(), strict=True)
+        ]
+    )
     wanted, found = totals(logits[~bad], target[~bad], Layout(7)), totals(logits, target, Layout(7))
     assert int(found["non_finite"]) == int(bad.sum()) == 6
     assert_same(found, wanted, "non_finite")
