@@ -1,14 +1,19 @@
-"""What `LossAccuracyMonitor` costs a training run on a CPU: time per training step, per validation, and of the whole fit.
+"""What `LossAccuracyMonitor` costs a run on a CPU: time per training step, per validation, and of the whole fit.
 
 Run from the repository root: `PYTHONPATH=. python benchmarks/bench_step.py [--seconds 45]`. Writes
 `benchmarks/results/step.jsonl`; about two minutes. Says which targets hold and exits with 0 whether they do or not.
 
-The same module is fitted without and with the monitor in turn, in one process, from the same seed; the first pair is dropped.
-Both runs have no logger, no progress bar and no checkpoints; the monitor has its defaults (files, and a picture at the end
-where matplotlib is installed) except that it prints nothing. A step reaches from one `on_train_batch_start` to the next, so
-that every hook and the data loader are in it. A validation reaches from its start to the next epoch, with both evaluations
-of the monitor. The first epoch, in which the loss call is found, counts towards the fit alone. After every pair the weights
-are compared: a monitor that changes training, or measures nothing, has no cost worth naming.
+The same module is fitted without and with the monitor in turn, in one process, from the same seed; the first pair is
+dropped. Neither has a logger, a progress bar or checkpoints; the monitor has its defaults (files, and a picture at the
+end) except that it prints nothing. Four times are taken, all after the first epoch, in which the loss call is found:
+
+    training a step  an epoch without its validation, by its number of batches: the data loader, every hook, rows that
+                     the monitor kept for later and its summary of the epoch are in it; the target is about this one
+    median step      from one `on_train_batch_start` to the next; work that is done once in many steps is not in it
+    validation       from `on_validation_start` to `on_validation_end`
+    fit              `trainer.fit`, the first epoch and the picture included
+
+After every fit the weights are compared: a monitor that changes training, or measures nothing, has no cost to speak of.
 """
 
 from __future__ import annotations
@@ -22,7 +27,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import measure
@@ -39,37 +43,59 @@ from lightning_lossacc.demo import Classifier, Digits
 
 SEED = 20240
 STEP_LIMIT = 2.0
+# Name in the results, and attribute of `Clock`.
+PHASES = {"training a step": "training", "median step": "steps", "validation": "validations", "fit": "fit"}
 Fit = Callable[[Trainer], LightningModule]
 
 
 class Clock(Callback):
-    """Durations of steps and validations (s) after the first epoch; must be the first callback."""
+    """Times (s) of one fit, after its first epoch; must be the first callback.
+
+    Attributes:
+        training: by epoch, its time without validation for each of its batches.
+        steps: by step, up to the start of the next one; the last of an epoch has none.
+        validations: by epoch.
+        fit: one time, set from outside.
+    """
 
     def __init__(self) -> None:
+        self.training: list[float] = []
         self.steps: list[float] = []
         self.validations: list[float] = []
-        self.fit = 0.0
-        self._step_began: float | None = None
-        self._validation_began: float | None = None
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Ends the step before, within an epoch."""
-        now = time.perf_counter()
-        if trainer.current_epoch and self._step_began is not None:
-            self.steps.append(now - self._step_began)
-        self._step_began = now
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins a validation; the last step of an epoch has no successor and is left out."""
-        self._step_began = None
-        if trainer.current_epoch and not trainer.sanity_checking:
-            self._validation_began = time.perf_counter()
+        self.fit: list[float] = []
+        self._epoch_began: float | None = None
+        self._starts: list[float] = []
+        self._validation_began = 0.0
+        self._validation = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the validation of the epoch before."""
-        if self._validation_began is not None:
-            self.validations.append(time.perf_counter() - self._validation_began)
-            self._validation_began = None
+        """Ends the epoch before."""
+        now = time.perf_counter()
+        self._end_epoch(now)
+        self._epoch_began = now if trainer.current_epoch else None
+        self._starts = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Ends the step before."""
+        self._starts.append(time.perf_counter())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins a validation."""
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends it; the monitor's work is in `on_validation_epoch_end`, which comes earlier."""
+        self._validation = time.perf_counter() - self._validation_began
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the last epoch."""
+        self._end_epoch(time.perf_counter())
+
+    def _end_epoch(self, now: float) -> None:
+        if self._epoch_began is not None:
+            self.training.append((now - self._epoch_began - self._validation) / len(self._starts))
+            self.steps += np.diff(self._starts).tolist()
+            self.validations.append(self._validation)
 
 
 class Resident(Dataset[tuple[Tensor, Tensor]]):
@@ -94,10 +120,10 @@ def clusters(num_rows: int, generator: torch.Generator, centres: Tensor) -> Resi
 
 
 def wide(batches: int) -> Fit:
-    """Fits 64 -> 1024 -> 1024 -> 10 on batches of 256 and validates on 4096 rows: a step of some milliseconds."""
+    """Fits 64 -> 1024 -> 1024 -> 10 on batches of 256 and validates on half as many rows."""
     generator = torch.Generator().manual_seed(SEED)
     centres = torch.randn(10, 64, generator=generator)
-    train, validation = (clusters(rows, generator, centres) for rows in (256 * batches, 4096))
+    train, validation = (clusters(rows, generator, centres) for rows in (256 * batches, 128 * batches))
 
     def fit(trainer: Trainer) -> LightningModule:
         model = Classifier(64, 10, hidden_sizes=(1024, 1024))
@@ -128,63 +154,79 @@ def digits() -> Fit:
 
 
 @dataclass(slots=True)
-class Runs:
-    """Repeated fits of one variant; the lists have one element a fit."""
+class Pair:
+    """Repeated fits of one model, without and with the monitor.
 
-    monitored: bool
-    clocks: list[Clock] = field(default_factory=list)
-    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    Attributes:
+        fit: builds the model and fits it.
+        epochs: of every fit.
+        without, monitored: one clock a fit, in the order of the fits.
+        weights: what every fit has ended with so far.
+    """
 
-    def run(self, fit: Fit, epochs: int) -> None:
-        """One fit from the seed, in a directory that is removed afterwards.
+    fit: Fit
+    epochs: int
+    without: list[Clock] = field(default_factory=list)
+    monitored: list[Clock] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def run_without(self) -> None:
+        """One fit without the monitor."""
+        clock = Clock()
+        self._run(clock, [clock])
+        self.without.append(clock)
+
+    def run_monitored(self) -> None:
+        """One fit with the monitor.
 
         Raises:
-            RuntimeError: if the monitor has not measured every epoch; then its cost would mean nothing.
+            RuntimeError: if the monitor has not measured every epoch.
         """
-        torch.manual_seed(SEED)
         clock, monitor = Clock(), LossAccuracyMonitor(verbose=False)
+        self._run(clock, [clock, monitor])
+        self.monitored.append(clock)
+        measured = {stage: len(monitor.history.column("nll", stage, 0)) for stage in ("train", "val")}
+        if set(measured.values()) != {self.epochs}:
+            raise RuntimeError(
+                f"Expected the monitor to measure {self.epochs} epochs of each stage, but got {measured}."
+            )
+
+    def _run(self, clock: Clock, callbacks: list[Callback]) -> None:
+        torch.manual_seed(SEED)
         with tempfile.TemporaryDirectory() as directory:
             trainer = Trainer(
                 accelerator="cpu",
-                max_epochs=epochs,
+                max_epochs=self.epochs,
                 logger=False,
                 enable_progress_bar=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 default_root_dir=directory,
-                callbacks=[clock, monitor] if self.monitored else [clock],
+                callbacks=callbacks,
             )
             began = time.perf_counter()
-            model = fit(trainer)
-            clock.fit = time.perf_counter() - began
-        measured = len(monitor.history.column("nll", "val", 0)), len(monitor.history.column("nll", "train", 0))
-        if self.monitored and measured != (epochs, epochs):
-            raise RuntimeError(f"Expected {epochs} measured epochs of val and train, but got {measured}.")
-        self.clocks.append(clock)
-        self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
+            weights = self.fit(trainer).state_dict()
+            clock.fit.append(time.perf_counter() - began)
+        self.weights = self.weights or weights
+        changed = [name for name, value in weights.items() if not torch.equal(value, self.weights[name])]
+        if changed:
+            raise RuntimeError(f"Expected every fit to end with the same weights, but got other {', '.join(changed)}.")
 
 
 def measure_model(name: str, fit: Fit, epochs: int, budget: float) -> tuple[list[Row], list[Target]]:
-    """Rows and targets of one model; prints a table.
+    """Rows and targets of one model; prints a table."""
+    pair = Pair(fit, epochs)
+    fits = {"without": pair.run_without, "with": pair.run_monitored}
+    measure.interleave(fits, seconds=budget, most=200)
 
-    Raises:
-        RuntimeError: if weights differ between a fit without and one with the monitor.
-    """
-    without, with_ = Runs(monitored=False), Runs(monitored=True)
-    pair = {"without": partial(without.run, fit, epochs), "with": partial(with_.run, fit, epochs)}
-    measure.interleave(pair, seconds=budget, most=200)
-    for plain, monitored in zip(without.weights, with_.weights, strict=True):
-        if any(not torch.equal(plain[key], monitored[key]) for key in plain):
-            raise RuntimeError(f"Expected the same weights of {name} with and without the monitor, but they differ.")
-
-    def by_fit(runs: Runs, phase: str) -> Array:
-        return np.array([np.median(getattr(clock, phase)) for clock in runs.clocks[1:]])
+    def by_fit(clocks: list[Clock], times: str) -> Array:
+        return np.array([np.median(getattr(clock, times)) for clock in clocks[1:]])
 
     rows: list[Row] = []
     lines = []
     bars: list[Target] = []
-    for phase in ("steps", "validations", "fit"):
-        plain, monitored = by_fit(without, phase), by_fit(with_, phase)
+    for phase, times in PHASES.items():
+        plain, monitored = by_fit(pair.without, times), by_fit(pair.monitored, times)
         percent = Quantiles.of(100 * (monitored / plain - 1))
         added = Quantiles.of(1e3 * (monitored - plain))
         both = {"without": Quantiles.of(1e3 * plain), "with": Quantiles.of(1e3 * monitored)}
@@ -196,7 +238,7 @@ def measure_model(name: str, fit: Fit, epochs: int, budget: float) -> tuple[list
             {name: phase, **{f"{who}, ms": str(value) for who, value in both.items()}}
             | {"added, ms": str(added), "overhead, %": str(percent), "pairs": percent.repeats}
         )
-        if phase == "steps":
+        if phase == "training a step":
             bars.append(Target("overhead of a training step, %", name, STEP_LIMIT, percent))
     measure.print_table(lines)
     return rows, bars
@@ -206,13 +248,17 @@ def main() -> None:
     """Measures both models, prints the tables and writes the file."""
     arguments = measure.parser(__doc__.partition("\n")[0], 45.0, "one model")
     arguments.add_argument("--epochs", type=_epochs, default=None, help="epochs of a fit (default: 4 and 30)")
-    arguments.add_argument("--batches", type=int, default=32, help="batches in an epoch of the wide model (default 32)")
+    arguments.add_argument("--batches", type=int, default=16, help="batches in an epoch of the wide model (default 16)")
     chosen = arguments.parse_args()
     # Either variable would put the monitor into both runs, or into none.
     os.environ.pop("LOSSACC", None)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    for advice in (
+        "does not have many workers",
+        "is smaller than the logging interval",
+        "isinstance.treespec, LeafSpec",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{advice}.*")
     stamp = measure.environment()
     print(json.dumps(stamp), end="\n\n")
     rows: list[Row] = []

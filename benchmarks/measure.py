@@ -1,7 +1,7 @@
-"""How every benchmark measures and reports: providers in turn, quantiles, the machine, JSON lines and one last JSON line.
+"""How all benchmarks measure and report: providers in turn, quantiles, the machine, JSON lines, one last JSON document.
 
-Providers run A, B, C, A, B, C, ... in one process, because clocks and neighbours drift; a ratio is taken within each round
-and then summarised, so that a slow second slows both of its sides.
+Providers run A, B, C, A, B, C, ... in one process, because clocks and neighbours drift; a ratio is taken within each
+round and then summarised, so that a slow second slows both of its sides.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
 def report(name: str, rows: Sequence[Row], targets: Sequence[Target], stamp: Row, directory: Path) -> None:
     """Writes `<directory>/<name>.jsonl` anew, prints the targets, and as the last line one JSON document.
 
-    The file holds one line for the environment (table `run`), then `rows`, then the targets. It is replaced in one step: an
-    interrupted run leaves the earlier file.
+    The file holds one line for the environment (table `run`), then `rows`, then the targets. It is replaced in one
+    step: an interrupted run leaves the earlier file.
 
     Raises:
         ValueError: if a number is not finite; JSON has none such.

@@ -28,6 +28,9 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, trainer, *args, **kwargs)
         except Exception as error:
+            _, stage, *when = hook.__name__.split("_")
+            if when != ["epoch", "end"]:
+                self._run.failed.add({"validation": "val"}.get(stage, stage))
             self._fail(hook.__name__, error)
 
     return wrapper
@@ -152,6 +155,9 @@ class LossAccuracyMonitor(Callback):
 
     @_guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            # Not at the epoch's start: a run that resumes at an epoch's end, or within one, gets no such hook.
+            self._run.state("train", 0).clear()
         self._begin_batch(trainer, pl_module, "train", 0)
 
     @_guarded
@@ -212,13 +218,8 @@ class LossAccuracyMonitor(Callback):
     # -- evaluations ---------------------------------------------------------------------------------------------------
 
     @_guarded
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run.state("train", 0).clear()
-
-    @_guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Loggers, the directory and a checkpoint's state are all there only now. A run that resumes in the middle of an
-        # epoch gets no epoch start; its sums come back here.
+        # Loggers, the directory and a checkpoint's state are all there only now.
         self._run.prepare(trainer)
         self._run.resume_train(trainer)
 

@@ -7,22 +7,25 @@ in YAML. A configuration that comes with the package may be named without its fo
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 RUNS = ("fit", "validate", "test")
 DEMOS = ("digits", "breast_cancer")
-NEEDED = {"demo": ("sklearn", "jsonargparse", "matplotlib", "tensorboard"), "run": ("jsonargparse",)}
+# By the extra of the package that brings them.
+NEEDED = {"demo": ("sklearn", "jsonargparse", "matplotlib", "tensorboard"), "cli": ("jsonargparse",)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; 0 if it went through, 2 if it was called wrongly or something is not installed."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in RUNS:
-        return _missing("run") or _run(words)
+        return _missing("cli") or _run(words)
     parser = argparse.ArgumentParser(
         prog="lossacc",
         description="Why do loss and accuracy disagree?",
@@ -65,11 +68,10 @@ def _bundled() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def _missing(need: str) -> int:
-    missing = [name for name in NEEDED[need] if find_spec(name) is None]
+def _missing(extra: str) -> int:
+    missing = [name for name in NEEDED[extra] if find_spec(name) is None]
     if not missing:
         return 0
-    extra = "demo" if need == "demo" else "cli"
     print(
         f'lossacc: {", ".join(missing)} not installed; try: pip install "lightning-lossacc[{extra}]"', file=sys.stderr
     )
@@ -77,19 +79,19 @@ def _missing(need: str) -> int:
 
 
 def _run(words: list[str]) -> int:
+    try:
+        resolved = [_resolved(earlier, word) for earlier, word in zip(["", *words], words, strict=False)]
+    except FileNotFoundError as error:
+        print(f"lossacc: {error}", file=sys.stderr)
+        return 2
+
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
     # The user's own modules are found by class path from where the command is called.
     sys.path.insert(0, str(Path.cwd()))
-    try:
-        resolved = [
-            config_path(word) if earlier in ("--config", "-c") else word
-            for earlier, word in zip(["", *words], words, strict=False)
-        ]
-    except FileNotFoundError as error:
-        print(f"lossacc: {error}", file=sys.stderr)
-        return 2
+    # It fears that arguments were given twice; here they are the command line's.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     LightningCLI(
         LightningModule,
         LightningDataModule,
@@ -101,19 +103,35 @@ def _run(words: list[str]) -> int:
     return 0
 
 
+def _resolved(earlier: str, word: str) -> str:
+    """One word of the command line, with the path of a configuration in place of its name."""
+    if earlier in ("--config", "-c"):
+        return config_path(word)
+    option, equals, name = word.partition("=")
+    return f"{option}={config_path(name)}" if option == "--config" and equals else word
+
+
 def _demo(directory: Path, with_wandb: bool, max_epochs: int | None) -> int:
     if with_wandb and find_spec("wandb") is None:
         print('lossacc: wandb is not installed; try: pip install "lightning-lossacc[wandb]"', file=sys.stderr)
         return 2
+    print(two_case_table())
+    # Lightning sets its own level when it is imported, and the table has imported it.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    print(two_case_table())
+    # Lightning asks torch for a type by its former name; no reader of the demo can do anything about it.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     for name in DEMOS:
         print(f"\n=== {name} " + "=" * (74 - len(name)))
         words = ["fit", "--config", config_path(name), f"--trainer.default_root_dir={directory}"]
         if max_epochs is not None:
             words.append(f"--trainer.max_epochs={max_epochs}")
         _run(words + _loggers(name, directory, with_wandb))
+        if with_wandb:
+            import wandb
+
+            # A run that is still open would take the next one's numbers as well.
+            wandb.finish()
     print(
         f"\nEverything is in {directory}/: lossacc.png, events.jsonl and history.jsonl of each run.\n"
         f"The curves, the events as text and the picture: tensorboard --logdir {directory}"
@@ -124,21 +142,12 @@ def _demo(directory: Path, with_wandb: bool, max_epochs: int | None) -> int:
 def _loggers(name: str, directory: Path, with_wandb: bool) -> list[str]:
     """The loggers of a demo run as LightningCLI arguments, in the folder that was asked for."""
     package = "lightning.pytorch.loggers"
-    words = [
-        f"--trainer.logger={package}.TensorBoardLogger",
-        f"--trainer.logger.save_dir={directory}",
-        f"--trainer.logger.name={name}",
-    ]
-    if not with_wandb:
-        return words
-    tensorboard = (
-        f'{{"class_path":"{package}.TensorBoardLogger","init_args":{{"save_dir":"{directory}","name":"{name}"}}}}'
-    )
-    wandb = (
-        f'{{"class_path":"{package}.WandbLogger","init_args":'
-        f'{{"save_dir":"{directory}","name":"{name}","project":"lossacc-demo","offline":true}}}}'
-    )
-    return [f"--trainer.logger=[{tensorboard},{wandb}]"]
+    place = {"save_dir": str(directory), "name": name}
+    loggers = [{"class_path": f"{package}.TensorBoardLogger", "init_args": place}]
+    if with_wandb:
+        more = {"project": "lossacc-demo", "offline": True}
+        loggers.append({"class_path": f"{package}.WandbLogger", "init_args": place | more})
+    return [f"--trainer.logger={json.dumps(loggers)}"]
 
 
 def two_case_table() -> str:

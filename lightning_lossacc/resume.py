@@ -144,6 +144,7 @@ def save_train(state: StageState, device: torch.device, num_processes: int, inte
     """
     if not state.batches:
         return None
+    state.flush()
     state = replace(state)
     if state.layout is not None:
         state.counts, state.sums = state.counts.clone(), state.sums.clone()

@@ -66,6 +66,7 @@ class Run:
         verbose: bool,
     ) -> None:
         self.interrupted = False
+        self.failed: set[str] = set()  # stages of which a hook failed before the evaluation's end
         self._capture = capture
         self._settings = settings
         self._accuracy_margin = accuracy_margin
@@ -154,7 +155,9 @@ class Run:
         expected, name = expected_batches(trainer, stage), self.name(trainer, stage)
         states = [self.state(name, loader) for loader in range(len(expected))]
         for state, batches in zip(states, expected, strict=True):
-            state.complete = state.complete and batches in (state.batches, math.inf)
+            state.flush()
+            state.complete = state.complete and batches in (state.batches, math.inf) and stage not in self.failed
+        self.failed.discard(stage)
         # Ranks of one Trainer only: a process group may hold several independent ones.
         problem = fold(states, trainer.strategy.root_device) if trainer.world_size > 1 else None
         if problem is not None:

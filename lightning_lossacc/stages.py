@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from lightning_lossacc import kernels, quantities, refinement
+from lightning_lossacc.buffer import RowBuffer
 from lightning_lossacc.capture import Captured
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
@@ -150,6 +151,10 @@ class StageState:
     reference_state: dict[str, Any] = field(default_factory=dict)
     _position: int = 0  # items of this rank in the batches before the current one
     _calls: int = 0  # losses captured in the current batch
+    _buffer: RowBuffer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._buffer = RowBuffer(self._count)
 
     def begin_batch(self) -> None:
         """Called before the step."""
@@ -167,12 +172,26 @@ class StageState:
             if self.layout is None:
                 self._begin(infer_layout(captured, self.settings, self.grid), captured.logits.device)
             logits, target, owned = self._items(captured.logits, captured.target)
-            kernels.row_statistics(logits, target, self.counts, self.sums, self.layout)
+            logits, target = kernels.canonical(logits, target, self.layout)
             self._calls += 1
-            if self.probe is not None:
-                self._add_to_probe(logits, target, owned)
+            self._buffer.add(logits, target, self._positions(owned, logits.device))
         except Exception as error:
-            self.fail(str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}")
+            self._fail_by(error)
+
+    def flush(self) -> None:
+        """Counts the rows that still wait in the buffer; before anything reads the sums."""
+        try:
+            self._buffer.flush()
+        except Exception as error:
+            self._fail_by(error)
+
+    def _count(self, logits: Tensor, target: Tensor, position: Tensor | None) -> None:
+        kernels.row_statistics(logits, target, self.counts, self.sums, self.layout)
+        if self.probe is not None and position is not None:
+            self.probe.update(position, logits, target)
+
+    def _fail_by(self, error: Exception) -> None:
+        self.fail(str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}")
 
     def fail(self, reason: str) -> None:
         """Remembers why a batch is missing; this evaluation stays out of trends."""
@@ -190,6 +209,7 @@ class StageState:
 
     def clear(self) -> None:
         """Ready for the next evaluation; layout, vectors' identity and references stay."""
+        self._buffer.clear()
         if self.layout is not None:
             self.counts.zero_()
             self.sums.zero_()
@@ -275,15 +295,18 @@ class StageState:
         owned = max(0, min(expected, self.sampling.owned - self._position))
         return logits[:owned], target[:owned], owned
 
-    def _add_to_probe(self, logits: Tensor, target: Tensor, owned: int | None) -> None:
-        if self._calls > 1:
-            self.unpair("the step calls the loss several times")
-            return
-        if owned is None:
-            self.unpair("rows of a batch are not its items")
-            return
-        count = torch.arange(self._position, self._position + owned, device=logits.device)
-        self.probe.update(self.sampling.first + self.sampling.stride * count, logits, target)
+    def _positions(self, owned: int | None, device: torch.device) -> Tensor | None:
+        """Positions of the batch's items in the data set, for the probe; None where rows are not paired."""
+        if self.probe is None:
+            return None
+        if owned is None or self._calls > 1:
+            several = (
+                "the step calls the loss several times" if self._calls > 1 else "rows of a batch are not its items"
+            )
+            self.unpair(several)
+            return None
+        count = torch.arange(self._position, self._position + owned, device=device)
+        return self.sampling.first + self.sampling.stride * count
 
 
 def infer_layout(captured: Captured, settings: Settings, grid: bool) -> Layout:
@@ -334,14 +357,15 @@ def fold(states: list[StageState], device: torch.device) -> str | None:
             continue
         if high != -negated_low:
             where = f"{state.stage} loader {state.loader}"
-            return f"ranks captured different losses or class counts in {where}; nothing of this evaluation is reported"
+            return f"lossacc: ranks captured different losses or class counts in {where}; this is not reported."
         task = "binary" if is_binary else "multiclass"
         ignored = None if ignore_index == NO_LAYOUT else ignore_index
         state.adopt(_layout(task, num_classes, ignored, state.settings, state.grid), device)
         # Another size is another probe, and vectors of other lengths would hang or mix up the sum.
         if unpaired or largest != -negated_smallest:
             state.unpair(state.unpaired or "another rank could not pair its rows")
-        state.complete = state.complete and not partial
+        if partial and state.complete:
+            state.fail("another rank lost a part")
     active = [state for state in states if state.layout is not None]
     if not active:
         return None

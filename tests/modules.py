@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,27 @@ def loader(num_rows: int = 41, seed: int = 1, shuffle: bool = False, batch_size:
     return DataLoader(dataset(num_rows, seed), batch_size=batch_size, shuffle=shuffle)
 
 
+class Resumable(DataLoader):
+    """Goes on in the middle of an epoch, as a stateful loader does; Lightning saves and loads its place."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # The base class guards its own attributes, not ours.
+        self.place = self.start = 0
+
+    def __iter__(self) -> Any:
+        first, self.start = self.start, 0
+        for self.place, batch in enumerate(super().__iter__(), start=1):
+            if self.place > first:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = state["place"]
+
+
 def trainer(path: Path, *callbacks: Callback, **options: Any) -> Trainer:
     """A silent Trainer on the CPU without loggers and checkpoints unless asked for."""
     defaults: dict[str, Any] = {
@@ -208,18 +230,22 @@ def everything(module: LightningModule) -> dict[str, Any]:
     }
 
 
-def assert_identical(first: Any, second: Any, where: str = "") -> None:
-    """Bitwise, NaN equal to NaN."""
+def assert_identical(first: Any, second: Any, where: str = "", relative: float = 0.0) -> None:
+    """Bitwise, NaN equal to NaN; numbers of sums that were added in another order may differ by `relative`."""
     if isinstance(first, Tensor):
         same = first.dtype == second.dtype and first.shape == second.shape
         assert same and first.numpy().tobytes() == second.numpy().tobytes(), where
     elif isinstance(first, dict):
         assert first.keys() == second.keys(), where
         for key in first:
-            assert_identical(first[key], second[key], f"{where}/{key}")
+            assert_identical(first[key], second[key], f"{where}/{key}", relative)
     elif isinstance(first, list | tuple):
         assert len(first) == len(second), where
         for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_identical(one, other, f"{where}/{index}")
+            assert_identical(one, other, f"{where}/{index}", relative)
+    elif isinstance(first, float) and relative:
+        assert math.isclose(first, second, rel_tol=relative, abs_tol=relative) or (
+            first != first and second != second
+        ), f"{where}: {first!r} and {second!r}"
     else:
         assert first == second or (first != first and second != second), f"{where}: {first!r} and {second!r}"

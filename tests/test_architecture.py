@@ -67,7 +67,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"diagnosis.event", "history", "sinks.files", "sinks.generic", "sinks.tensorboard", "sinks.wandb"},
         set(),
     ),
-    "stages": ({"capture", "kernels", "probe", "quantities", "refinement", "sums"}, {"torch"}),
+    "stages": ({"buffer", "capture", "kernels", "probe", "quantities", "refinement", "sums"}, {"torch"}),
     "resume": ({"history", "stages", "sums"}, {"torch"}),
     "run": (
         {"capture", "closing", "diagnosis", "history", "quantities", "resume", "sinks", "sinks.terminal", "stages"},

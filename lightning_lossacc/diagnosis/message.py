@@ -58,7 +58,11 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str
 
 
 def numbers(evidence: Evidence) -> str:
-    """Second line: NLL and accuracy before and after with intervals."""
+    """Second line: NLL and accuracy before and after with intervals.
+
+    The trend of the accuracy is the change of its level over several evaluations, on which the verdict rests; the two
+    numbers before it are single evaluations.
+    """
     before, after = evidence.reference.values, evidence.current.values
     if evidence.paired is not None and evidence.paired["items"] == evidence.current.num_items:
         low, high = attribution.interval(evidence.nll_change, evidence.paired["nll_change_error"])
@@ -69,7 +73,7 @@ def numbers(evidence: Evidence) -> str:
     text = (
         f"NLL {before['nll']:.4f} → {after['nll']:.4f} ({evidence.full_nll_change:+.4f}{spread}); "
         f"accuracy {100 * before['accuracy']:.1f} → {100 * after['accuracy']:.1f} % "
-        f"({100 * accuracy.change:+.1f} pp, {100 * accuracy.low:+.1f} … {100 * accuracy.high:+.1f}; "
+        f"(trend {100 * accuracy.change:+.1f} pp, {100 * accuracy.low:+.1f} … {100 * accuracy.high:+.1f}; "
         f"margin ±{100 * accuracy.margin:.1f})"
     )
     if accuracy.kind == "undecided" and math.isfinite(accuracy.resolvable):
