@@ -98,9 +98,7 @@ class Capture:
 
     def __init__(self, user: User | None = None, which: int = 0) -> None:
         if which < 0:
-            raise ValueError(
-                f"Expected `which` to be 0 or larger, but got {which}; 0 is the first."
-            )
+            raise ValueError(f"Expected `which` to be 0 or larger, but got {which}; 0 is the first.")
         self.user = user
         self.which = which
         self.last_error: str | None = None
@@ -174,12 +172,8 @@ class Capture:
         stream = self._stream(key)
         seen = "; ".join(stream.notes) or "nothing"
         if stream.source is not None:
-            return f"Captured from {stream.source}." + (
-                f" Also seen: {seen}." if stream.notes else ""
-            )
-        tried = (
-            f"`logits` and `target` in the step's output, F.{CROSS_ENTROPY}, F.{NLL}, F.{BINARY}"
-        )
+            return f"Captured from {stream.source}." + (f" Also seen: {seen}." if stream.notes else "")
+        tried = f"`logits` and `target` in the step's output, F.{CROSS_ENTROPY}, F.{NLL}, F.{BINARY}"
         return (
             f"No logits and targets were found for {key[0]} (data loader {key[1]}).\n"
             f"Tried: {'`capture=`' if self.user else tried}. Seen: {seen}.\n"
@@ -323,9 +317,7 @@ def _check(call: LossCall, task: Task | None, source: str) -> Captured | str:
     expected = logits.shape if target.is_floating_point() else index_shape
     if logits.ndim < 2 or logits.shape[1] < 2 or target.shape != expected:
         return _shapes(logits, target)
-    return Captured(
-        logits, target, task, call.ignore_index, call.label_smoothing, call.weighted, source
-    )
+    return Captured(logits, target, task, call.ignore_index, call.label_smoothing, call.weighted, source)
 
 
 def _shapes(logits: Tensor, target: Tensor) -> str:

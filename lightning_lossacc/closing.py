@@ -76,9 +76,9 @@ def snapshot(record: Record) -> str:
 
 def _stream(series: Sequence[Record], events: Sequence[Event], margin: float) -> str:
     stage = place(series[0].stage, series[0].loader)
-    warnings = {event.id: event for event in events if event.level == "warning" and event.status != "closed"}
+    warnings = {event.id: event for event in events if event.level == "warning"}
     lines = [
-        f"lossacc · {stage} · {len(series)} evaluations of {series[-1].num_rows} rows · "
+        f"lossacc · {stage} · {len(series)} evaluation{'s' if len(series) > 1 else ''} of {series[-1].num_rows} rows · "
         + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event")
     ]
     lines += [f"  {headline(event)}" for event in warnings.values()]
@@ -112,6 +112,8 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
         )
     loss = trends.compare(losses, lowest, floor).resolvable
     accuracy = trends.compare(accuracies, lowest, margin).resolvable
+    if accuracy == 0:
+        return f"accuracy never moved; a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen"
     return (
         f"a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen; a change of accuracy could "
         f"be told from none at {100 * accuracy:.1f} pp"

@@ -186,13 +186,11 @@ def find_references(module: nn.Module) -> list[Reference]:
     children = list(module.modules())
     classes = {cls for child in children for cls in type(child).__mro__}
     owners: list[Any] = [child.__dict__ for child in children]
-    owners += [
-        cls for cls in classes if cls is not object and not cls.__module__.startswith("torch.")
-    ]
+    owners += [cls for cls in classes if cls is not object and not cls.__module__.startswith("torch.")]
     for loaded in list(sys.modules.values()):
-        if isinstance(loaded, ModuleType) and loaded.__name__ != __name__:
-            if loaded.__name__.partition(".")[0] != "torch":
-                owners.append(loaded.__dict__)
+        foreign = isinstance(loaded, ModuleType) and loaded.__name__ != __name__
+        if foreign and loaded.__name__.partition(".")[0] != "torch":
+            owners.append(loaded.__dict__)
     return references + [reference for owner in owners for reference in _search(owner)]
 
 
@@ -217,9 +215,7 @@ def _replacement(value: Any) -> tuple[Any, Any] | None:
         return _wrappers[id(value)]
     if type(value) is staticmethod and id(value.__func__) in _wrappers:
         original, wrapper = _wrappers[id(value.__func__)]
-        return (value if value.__func__ is original else staticmethod(original)), staticmethod(
-            wrapper
-        )
+        return (value if value.__func__ is original else staticmethod(original)), staticmethod(wrapper)
     if type(value) is functools.partial and id(value.func) in _wrappers:
         original, wrapper = _wrappers[id(value.func)]
         if value.func is wrapper:

@@ -20,7 +20,7 @@ def remedies(cause: str, current: Record, best_refinement: Record) -> tuple[str,
         f"{best_refinement.values.get('refinement_nll', math.nan):.4f}): "
         'ModelCheckpoint(monitor="lossacc/val/refinement_nll")'
     )
-    softer = "train with label_smoothing=0.05 or more weight decay, so that confidence grows less"
+    softer = "more weight decay, or label_smoothing=0.05, so that confidence grows less"
     if cause in ("over-confidence", "mixed"):
         advice = [temperature_advice(current), checkpoint, softer]
         if cause == "mixed":

@@ -75,7 +75,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "callback": ({"capture", "diagnosis", "diagnosis.engine", "history", "run", "stages"}, {"lightning"}),
     "demo": (set(), {"lightning", "sklearn", "torch", "torchmetrics"}),
-    "cli": ({"demo", "metrics"}, {"lightning", "torch"}),
+    "cli": ({"demo", "metrics"}, {"lightning", "torch", "wandb"}),
     "": ({"callback", "diagnosis", "history", "metrics"}, set()),
 }
 # Loaded only where they are needed: importing the package must cost nothing that the user does not use.

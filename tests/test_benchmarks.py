@@ -59,8 +59,9 @@ def check(rows: list[dict[str, Any]], summary: dict[str, Any], name: str) -> Non
     bars = [row for row in rows if row["table"] == "target"]
     assert {row["target"] for row in bars} == set(summary["targets"])
     for bar, found in summary["targets"].items():
-        held = [row["holds"] for row in bars if row["target"] == bar]
-        assert found["held_at"] == sum(held) and found["places"] == len(held) and found["holds"] == all(held)
+        verdicts = [row["verdict"] for row in bars if row["target"] == bar]
+        assert sum(verdicts.count(verdict) for verdict in ("holds", "undecided", "missed")) == len(verdicts)
+        assert all(found[verdict] == verdicts.count(verdict) for verdict in ("holds", "undecided", "missed"))
 
 
 # One case with every target, one with channels first and few classes, one in half precision.
@@ -93,7 +94,6 @@ def test_bench_step(tmp_path: Path) -> None:
         for provider in ("without", "with"):
             step, median = times[model, "training a step", provider], times[model, "median step", provider]
             assert 0 < median < times[model, "fit", provider] and step > 0
-        assert times[model, "fit", "with"] > times[model, "fit", "without"], "the monitor draws a picture, at the least"
     assert [row["limit"] for row in rows if row["table"] == "target"] == [2.0, 2.0]
     assert "overhead" in output
 
@@ -206,16 +206,27 @@ def test_quantiles(scripts: Any) -> None:
             scripts("measure").Quantiles.of(values)
 
 
-# At and beyond the limit, from below and from above; equality holds.
+# At, beyond and around the limit, from below and from above; equality holds. Of the numbers from 0 to 9 the 20 % and
+# 80 % quantiles are 1.8 and 7.2.
 @pytest.mark.parametrize(
-    ("at_most", "value", "holds"),
-    [(True, 1.5, True), (True, 1.6, False), (False, 5.0, True), (False, 4.9, False), (False, 6.0, True)],
+    ("at_most", "limit", "verdict"),
+    [
+        (True, 7.2, "holds"),
+        (True, 7.1, "undecided"),
+        (True, 1.8, "undecided"),
+        (True, 1.7, "missed"),
+        (False, 1.8, "holds"),
+        (False, 1.9, "undecided"),
+        (False, 7.2, "undecided"),
+        (False, 7.3, "missed"),
+    ],
 )
-def test_target_holds(scripts: Any, at_most: bool, value: float, holds: bool) -> None:
+def test_verdict(scripts: Any, at_most: bool, limit: float, verdict: str) -> None:
     measure = scripts("measure")
-    limit = 1.5 if at_most else 5.0
-    target = measure.Target("bar", "place", limit, measure.Quantiles.of([value]), at_most)
-    assert target.holds is holds and target.row()["holds"] is holds
+    found = measure.Quantiles(median=4.5, p20=1.8, p80=7.2, repeats=10)
+    assert measure.Quantiles.of(np.arange(10.0)) == found
+    target = measure.Target("bar", "place", limit, found, at_most)
+    assert target.verdict == target.row()["verdict"] == verdict
 
 
 def test_report_replaces_the_file(scripts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +237,7 @@ def test_report_replaces_the_file(scripts: Any, tmp_path: Path, capsys: pytest.C
     rows = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["table"] for row in rows] == ["run", "t", "target", "target"] and rows[1]["number"] == 2
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["targets"]["bar"] == {"limit": 2.0, "worst": 3.0, "held_at": 1, "places": 2, "holds": False}
+    assert last["targets"]["bar"] == {"limit": 2.0, "worst": 3.0, "holds": 1, "undecided": 0, "missed": 1}
     with pytest.raises(ValueError, match="JSON compliant"):
         measure.report("one", [{"number": math.nan}], [], {}, tmp_path)
     assert len((tmp_path / "one.jsonl").read_text(encoding="utf-8").splitlines()) == 4, "the earlier file stays"

@@ -44,8 +44,7 @@ TABLE = {"loss": F.cross_entropy}
 MODULE = nn.Identity()
 HELPER = types.ModuleType("loss_helper_of_the_test")
 exec(
-    "from torch.nn.functional import cross_entropy as ce\n"
-    "def helper_loss(x, y):\n    return ce(x, y)",
+    "from torch.nn.functional import cross_entropy as ce\ndef helper_loss(x, y):\n    return ce(x, y)",
     vars(HELPER),
 )
 sys.modules[HELPER.__name__] = HELPER
@@ -120,17 +119,13 @@ class Watch(lightning.Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         self.capture.start(KEY, module, self.seen["train"].append)
 
-    def on_train_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.capture.stop(outputs, batch)
 
     def on_validation_batch_start(self, trainer: Any, module: Any, batch: Any, *index: int) -> None:
         self.capture.start(("val", 0), module, self.seen["val"].append)
 
-    def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, *index: int
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *index: int) -> None:
         self.capture.stop(outputs, batch)
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
@@ -252,9 +247,7 @@ def test_locked_on_keys_nothing_is_replaced_any_more() -> None:
     step(capture, lambda: {"logits": logits, "target": target})
     step(
         capture,
-        lambda: (
-            pytest.fail("replaced") if F.cross_entropy is not ORIGINALS["cross_entropy"] else None
-        ),
+        lambda: pytest.fail("replaced") if F.cross_entropy is not ORIGINALS["cross_entropy"] else None,
     )
 
 
@@ -315,17 +308,13 @@ class Holder(nn.Module):
         return getattr(self.inner, self.how)(logits, target)
 
 
-@pytest.mark.parametrize(
-    "how", ["F", "module", "name", "plain", "partial", "dict", "list", "class", "helper", "table"]
-)
+@pytest.mark.parametrize("how", ["F", "module", "name", "plain", "partial", "dict", "list", "class", "helper", "table"])
 def test_every_place_of_the_function_is_found_and_restored(how: str) -> None:
     holder = Holder(how)
     before = {name: dict(vars(child)) for name, child in holder.named_modules()}
     logits, target = rows()
     seen = one(lambda: holder(logits, target), holder)
-    assert (
-        seen.logits.data_ptr() == logits.data_ptr() and seen.target.data_ptr() == target.data_ptr()
-    )
+    assert seen.logits.data_ptr() == logits.data_ptr() and seen.target.data_ptr() == target.data_ptr()
     assert seen.label_smoothing == (0.1 if how == "partial" else 0.0)
     assert {name: dict(vars(child)) for name, child in holder.named_modules()} == before
     assert holder.inner.dict == {"ce": ORIGINALS["cross_entropy"]}
@@ -381,11 +370,7 @@ def test_arguments_of_nll_loss(keyword: bool) -> None:
     log_probabilities = logits.log_softmax(1)
     names = loss_calls._NAMES["nll_loss"]
     values = (log_probabilities, target, torch.rand(4), None, 1)
-    seen = one(
-        lambda: (
-            F.nll_loss(**dict(zip(names, values, strict=False))) if keyword else F.nll_loss(*values)
-        )
-    )
+    seen = one(lambda: F.nll_loss(**dict(zip(names, values, strict=False))) if keyword else F.nll_loss(*values))
     assert (seen.ignore_index, seen.label_smoothing, seen.weighted) == (1, 0.0, True)
     assert torch.equal(seen.logits, log_probabilities) and seen.source.startswith("F.nll_loss at ")
     assert not one(lambda: nn.NLLLoss()(log_probabilities, target)).weighted
@@ -398,12 +383,8 @@ def test_arguments_of_binary_cross_entropy(shape: tuple[int, ...], how: str) -> 
     weight = torch.tensor(3.0)
     calls = {
         "module": lambda: nn.BCEWithLogitsLoss(pos_weight=weight)(logits, target),
-        "keyword": lambda: F.binary_cross_entropy_with_logits(
-            target=target, input=logits, pos_weight=weight
-        ),
-        "positional": lambda: F.binary_cross_entropy_with_logits(
-            logits, target, None, None, None, "mean", weight
-        ),
+        "keyword": lambda: F.binary_cross_entropy_with_logits(target=target, input=logits, pos_weight=weight),
+        "positional": lambda: F.binary_cross_entropy_with_logits(logits, target, None, None, None, "mean", weight),
     }
     seen = one(calls[how])
     assert (seen.task, seen.ignore_index, seen.weighted) == ("binary", None, True)
@@ -448,18 +429,14 @@ def test_shapes_of_cross_entropy() -> None:
         ((6, 1), (5,), None),
     ],
 )
-def test_task_of_a_given_pair(
-    logits: tuple[int, ...], target: tuple[int, ...], task: str | None
-) -> None:
+def test_task_of_a_given_pair(logits: tuple[int, ...], target: tuple[int, ...], task: str | None) -> None:
     capture = Capture(user=lambda outputs, batch: (torch.zeros(logits), torch.zeros(target).long()))
     seen = step(capture, lambda: None)
     assert [item.task for item in seen] == ([task] if task else [])
     assert task or str(logits) in capture.explanation(KEY)
 
 
-@pytest.mark.parametrize(
-    "pair", [(1, 2), (torch.ones(3, 4).long(), torch.ones(3).long()), torch.ones(3)]
-)
+@pytest.mark.parametrize("pair", [(1, 2), (torch.ones(3, 4).long(), torch.ones(3).long()), torch.ones(3)])
 def test_a_pair_of_wrong_types_is_explained(pair: Any) -> None:
     capture = Capture(user=lambda outputs, batch: pair)
     assert step(capture, lambda: None) == []
@@ -472,22 +449,11 @@ def test_a_pair_of_wrong_types_is_explained(pair: Any) -> None:
 def test_multilabel_is_refused_with_a_message() -> None:
     capture = Capture()
     logits = torch.randn(6, 5)
-    assert (
-        step(
-            capture, lambda: {"loss": F.binary_cross_entropy_with_logits(logits, torch.rand(6, 5))}
-        )
-        == []
-    )
+    assert step(capture, lambda: {"loss": F.binary_cross_entropy_with_logits(logits, torch.rand(6, 5))}) == []
     text = capture.explanation(KEY)
-    assert (
-        "5 columns, which is multilabel" in text
-        and "F.binary_cross_entropy_with_logits at test_capture" in text
-    )
+    assert "5 columns, which is multilabel" in text and "F.binary_cross_entropy_with_logits at test_capture" in text
     assert "a dict with keys ['loss']" in text and "train (data loader 0)" in text
-    assert (
-        '{"loss": loss, "logits": logits, "target": y}' in text
-        and "LossAccuracyMonitor(capture=" in text
-    )
+    assert '{"loss": loss, "logits": logits, "target": y}' in text and "LossAccuracyMonitor(capture=" in text
     assert capture.source(KEY) is None and capture.last_error is None
 
 
@@ -510,12 +476,7 @@ def test_one_class_and_torch_func_are_refused() -> None:
     capture = Capture()
     gradient = torch.func.grad(lambda x: F.cross_entropy(x, target))
     assert step(capture, lambda: gradient(logits.detach())) == []
-    assert (
-        step(
-            capture, lambda: torch.vmap(F.cross_entropy)(logits.detach()[:, None], target[:, None])
-        )
-        == []
-    )
+    assert step(capture, lambda: torch.vmap(F.cross_entropy)(logits.detach()[:, None], target[:, None])) == []
     assert "tensors of torch.func" in capture.explanation(KEY) and capture.last_error is None
 
 
@@ -556,9 +517,7 @@ def test_two_calls_in_one_line_are_two_sites() -> None:
     first, second, target = torch.randn(6, 4), torch.randn(6, 3), torch.randint(3, (6,))
     capture = Capture(which=1)
     for _ in range(2):
-        seen = step(
-            capture, lambda: F.cross_entropy(first, target) + F.cross_entropy(second, target)
-        )
+        seen = step(capture, lambda: F.cross_entropy(first, target) + F.cross_entropy(second, target))
         assert [item.logits.shape[1] for item in seen] == [3]
 
 
@@ -605,9 +564,7 @@ def test_checkpointed_loss_is_counted_once(reentrant: bool) -> None:
 
     capture = Capture()
     for number in range(1, 4):
-        seen = step(
-            capture, lambda: checkpoint(block, features, use_reentrant=reentrant).backward()
-        )
+        seen = step(capture, lambda: checkpoint(block, features, use_reentrant=reentrant).backward())
         assert sum(len(item.target) for item in seen) == 6
         assert len(runs) == 2 * number
 
@@ -655,9 +612,7 @@ def test_exceptions_of_the_loss_are_those_of_torch() -> None:
         errors = []
         for watched in (False, True):
             with pytest.raises(Exception) as error:
-                step(capture, lambda: F.cross_entropy(*arguments)) if watched else F.cross_entropy(
-                    *arguments
-                )  # noqa: B023
+                step(capture, lambda: F.cross_entropy(*arguments)) if watched else F.cross_entropy(*arguments)
             errors.append((type(error.value), str(error.value)))
         assert errors[0] == errors[1]
     assert capture.last_error is None
@@ -688,9 +643,7 @@ def test_an_error_while_recording_is_remembered(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, broken)
             assert step(capture, lambda: F.cross_entropy(logits, target)) == []
-        assert capture.last_error is not None and capture.last_error.endswith(
-            "RuntimeError: broken"
-        )
+        assert capture.last_error is not None and capture.last_error.endswith("RuntimeError: broken")
         assert "broken" in capture.explanation(KEY)
 
 
@@ -770,10 +723,7 @@ def test_tensors_changed_in_place_after_the_first_call_are_not_used() -> None:
 def test_autocast_logits_stay_bfloat16_and_inference_mode_works() -> None:
     layer, target = nn.Linear(5, 4), torch.randint(4, (6,))
     with torch.autocast("cpu", torch.bfloat16):
-        assert (
-            one(lambda: F.cross_entropy(layer(torch.ones(6, 5)), target)).logits.dtype
-            == torch.bfloat16
-        )
+        assert one(lambda: F.cross_entropy(layer(torch.ones(6, 5)), target)).logits.dtype == torch.bfloat16
     with torch.inference_mode():
         assert one(lambda: F.cross_entropy(layer(torch.ones(6, 5)), target)).logits.is_inference()
 
@@ -783,9 +733,7 @@ def test_subclasses_and_modes_are_told_the_function_they_know() -> None:
 
     class Mine(Tensor):
         @classmethod
-        def __torch_function__(
-            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             told.append(func)
             return super().__torch_function__(func, types, args, kwargs or {})
 
@@ -831,14 +779,10 @@ def compiled_step(kind: str, backend: str) -> tuple[nn.Module, Callable[[Tensor,
         net.compile(backend=backend, fullgraph=True)
         return net, lambda x, y: F.cross_entropy(net(x), y)
     if kind == "loss function":
-        compiled = torch.compile(
-            lambda x, y: F.cross_entropy(net(x), y), backend=backend, fullgraph=True
-        )
+        compiled = torch.compile(lambda x, y: F.cross_entropy(net(x), y), backend=backend, fullgraph=True)
         return net, compiled
     if kind == "name":
-        return net, torch.compile(
-            lambda x, y: bound_by_name(net(x), y), backend=backend, fullgraph=True
-        )
+        return net, torch.compile(lambda x, y: bound_by_name(net(x), y), backend=backend, fullgraph=True)
     if kind == "loss module":
         loss = torch.compile(nn.CrossEntropyLoss(), backend=backend, fullgraph=True)
         return net, lambda x, y: loss(net(x), y)
@@ -850,9 +794,7 @@ def compiled_step(kind: str, backend: str) -> tuple[nn.Module, Callable[[Tensor,
 # Dynamo hides this warning of its own by a hook that "warnings are errors" overrules.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("backend", ["aot_eager", "eager"])
-@pytest.mark.parametrize(
-    "kind", ["loss outside", "loss function", "name", "loss module", "module", "plain", "partial"]
-)
+@pytest.mark.parametrize("kind", ["loss outside", "loss function", "name", "loss module", "module", "plain", "partial"])
 def test_compiled_code_is_compiled_as_often_as_without(kind: str, backend: str) -> None:
     features, target = torch.randn(6, 5), torch.randint(4, (6,))
     losses: list[Tensor] = []
@@ -863,9 +805,7 @@ def test_compiled_code_is_compiled_as_often_as_without(kind: str, backend: str) 
     counts: list[int] = []
 
     def watched() -> None:
-        seen = step(
-            capture, lambda: losses.append(body(features, target)) or losses[-1].backward(), module
-        )
+        seen = step(capture, lambda: losses.append(body(features, target)) or losses[-1].backward(), module)
         counts.append(len(seen))
         assert torch.allclose(
             F.cross_entropy(seen[0].logits, target, label_smoothing=seen[0].label_smoothing),
@@ -904,9 +844,7 @@ def test_sites_and_loops_inside_compiled_code() -> None:
     def body(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
         loss = F.cross_entropy(first, target)
         for chunk in range(3):
-            loss = loss + F.cross_entropy(
-                second[2 * chunk : 2 * chunk + 2], target[2 * chunk : 2 * chunk + 2]
-            )
+            loss = loss + F.cross_entropy(second[2 * chunk : 2 * chunk + 2], target[2 * chunk : 2 * chunk + 2])
         return loss
 
     for which, widths in ((0, [4]), (1, [3, 3, 3])):

@@ -299,7 +299,7 @@ def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
     assert "lossacc = lightning_lossacc.cli:main" in entry_points.read_text()
     done = shell("demo", "--max-epochs", "1", path=unpacked, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    assert "1 evaluations of 1547 rows" in done.stdout
+    assert "1 evaluation of 1547 rows" in done.stdout
     (saved,) = elsewhere.glob("runs/digits/version_0/config.yaml")
     assert "lightning_lossacc.demo.Digits" in saved.read_text()
     where = "import lightning_lossacc.cli as cli; print(cli.config_path('digits'))"
@@ -346,13 +346,7 @@ def test_three_full_trainings_end_with_the_event_and_cause_they_were_made_for() 
     [
         0,
         1,
-        *(
-            pytest.param(
-                seed,
-                marks=pytest.mark.skipif("LOSSACC_SLOW" not in os.environ, reason="slow; set LOSSACC_SLOW=1 to run it"),
-            )
-            for seed in range(2, 10)
-        ),
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10)),
     ],
 )
 def test_healthy_training_opens_no_warning(seed: int) -> None:

@@ -106,7 +106,7 @@ def test_opened_doubled_closed_and_nothing_twice() -> None:
     run = Simulation()
     for epoch in range(70):
         run.evaluate(1.0 + 0.06 * max(0, min(epoch, 50) - 20), learning(epoch))
-    for _ in range(6):
+    for _ in range(8):
         run.evaluate(1.0, 2.6)
     statuses = [event.status for event in warnings_of(run.events)]
     assert statuses[0] == "open" and statuses[-1] == "closed"
@@ -115,6 +115,19 @@ def test_opened_doubled_closed_and_nothing_twice() -> None:
     assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(changes))
     assert len({event.id for event in warnings_of(run.events)}) == 1
     assert warnings_of(run.events)[-1].message.startswith("closed: over-confidence")
+
+
+def test_what_comes_and_goes_at_the_limit_is_one_event() -> None:
+    run = Simulation()
+    run.run(45, growing(20, 0.06), learning)
+    opened = len(warnings_of(run.events))
+    assert opened
+    for _ in range(6):
+        # Gone for three evaluations, back for three.
+        for scale in (1.0, 1.0, 1.0, 2.5, 2.5, 2.5):
+            run.evaluate(scale, 2.5)
+    later = [event.status for event in warnings_of(run.events)[opened:]]
+    assert "closed" not in later and "open" not in later
 
 
 def test_three_evaluations_open_on_paired_evidence_alone() -> None:

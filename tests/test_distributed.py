@@ -481,6 +481,7 @@ def test_padding_is_cut_for_any_size_and_number_of_ranks(world: int) -> None:
                 state.begin_batch()
                 state.add(Captured(logits[index], target, "multiclass", -100, 0.0, False, "here"))
                 state.end_batch()
+            state.flush()
             assert state.failure is None and state.probe is not None
             total.append(state.counts)
             items += state.probe.current[:-1, 0]

@@ -81,11 +81,13 @@ def run(path: Path, *callbacks: Callback, point: Path | None = None, watch: Any 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A run that is neither stopped nor saved; the checkpoints beside it are of its twin."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     path = tmp_path_factory.mktemp("uninterrupted")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return run(path, Keep(path))
+        run(path, Keep(path))
+        return run(path)
 
 
 def comparable(record: Record) -> dict[str, Any]:
@@ -111,12 +113,14 @@ def assert_goes_on(resumed: LossAccuracyMonitor, full: LossAccuracyMonitor, miss
     assert [place(record) for record in resumed.history] == [place(record) for record in expected]
     fresh = 0
     for found, record in zip(resumed.history, expected, strict=True):
+        # A save counts the waiting rows of a begun training epoch, so that its sums are added in another order.
+        relative = 1e-12 if record.stage == "train" else 0.0
         if found.arrays:
             fresh += 1
-            assert_identical(comparable(found), comparable(record), str(place(record)), relative=1e-12)
+            assert_identical(comparable(found), comparable(record), str(place(record)), relative)
         else:
             assert fresh == 0, "what was measured after the resume is whole"
-            assert_identical(comparable(found), kept(record), str(place(record)), relative=1e-12)
+            assert_identical(comparable(found), kept(record), str(place(record)), relative)
     assert 0 < fresh < len(expected)
 
 
@@ -205,12 +209,12 @@ def test_resume_after_an_exception(uninterrupted: Ran, tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="of the user"):
         run(tmp_path, Breaks(), OnExceptionCheckpoint(tmp_path, "last"))
     resumed = run(tmp_path, point=tmp_path / "last.ckpt").watch
-    # Lightning does not hand out the batch again in which the exception came, so that epoch is short.
+    # Lightning does not hand out the batch again in which the exception came: that epoch is short and not validated.
     train = resumed.history.series("train", complete=False)
     assert [(record.num_rows, record.complete) for record in train] == [(41, True)] * 3 + [(33, False)] + [
         (41, True)
     ] * 6
-    assert [record.epoch for record in resumed.history.series("val")] == list(range(EPOCHS))
+    assert [record.epoch for record in resumed.history.series("val")] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert all(len(record.paired) == 2 for record in resumed.history.series("val")[3:])
     earlier = [kept(record) for record in uninterrupted.watch.history.records[:6]]
     assert [comparable(record) for record in resumed.history.records[:6]] == earlier

@@ -39,7 +39,7 @@ def over_confidence(evidence: Evidence) -> Cause | None:
         against = (f"accuracy fell by {-100 * evidence.accuracy.change:.1f} pp",)
     return Cause(
         "over-confidence",
-        share=1 - change / evidence.nll_change,
+        share=min(1.0, 1 - change / evidence.nll_change),
         evidence=(
             f"after one temperature the loss changed by {change:+.4f} nats ({low:+.4f} … {high:+.4f})",
             f"best temperature {evidence.temperature - grown:.2f} → {evidence.temperature:.2f}",
@@ -95,8 +95,8 @@ def mixed(evidence: Evidence) -> Cause | None:
         "mixed",
         share=1.0,
         evidence=(
-            f"{100 * share:.0f} % of the rise ({100 * low:.0f} … {100 * high:.0f} %) is left after one temperature",
-            f"{100 * (1 - share):.0f} % ({100 * (1 - high):.0f} … {100 * (1 - low):.0f} %) is confidence",
+            f"{_percent(low)} … {_percent(high)} % of the rise is left after one temperature",
+            f"{_percent(1 - high)} … {_percent(1 - low)} % is confidence",
         ),
     )
 
@@ -125,6 +125,11 @@ def confidence_growth(evidence: Evidence) -> Cause | None:
         if right > 0.5:
             lines.append(f"{100 * right:.0f} % of the fall comes from rows right both times")
     return Cause("confidence-growth", share=1.0, evidence=tuple(lines)) if lines else None
+
+
+def _percent(share: float) -> int:
+    """A share of the rise in percent; a part that went the other way counts as nothing, or as all of it."""
+    return round(100 * min(max(share, 0.0), 1.0))
 
 
 def _pair(evidence: Evidence, key: str) -> str:

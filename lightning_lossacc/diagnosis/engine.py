@@ -28,6 +28,9 @@ ABSOLUTE_FLOOR = 0.01  # nats
 ACCURACY_MARGIN = 0.01  # at most this, and at most 10 % of the reference error
 ALPHA = 0.01
 INFO_CAUSES = ("confidence-growth", "scale-growth")
+# A condition that comes and goes at its limit is one event: it must be gone for so many evaluations to close, and as
+# many must pass before another of its kind opens.
+PATIENCE = 5
 
 
 class Diagnosis:
@@ -42,6 +45,8 @@ class Diagnosis:
         self.accuracy_margin = accuracy_margin
         # By stage, loader and direction: the last report of the open event, and the change that it named.
         self.open: dict[str, tuple[Event, float]] = {}
+        # Likewise: for how many evaluations an open event has been gone, or a closed one must still stay away.
+        self.waiting: dict[str, int] = {}
 
     def examine(self, history: History, stage: str = "val", loader: int = 0) -> list[Event]:
         """Events of the newest record of one stage and loader: opened, doubled or closed by it."""
@@ -63,11 +68,14 @@ class Diagnosis:
 
     def state(self) -> str:
         """Open events as one line of JSON."""
-        return to_json({key: [event.to_json(), change] for key, (event, change) in self.open.items()})
+        reports = {key: [event.to_json(), change] for key, (event, change) in self.open.items()}
+        return to_json({"open": reports, "waiting": self.waiting})
 
     def load_state(self, state: str) -> None:
         """The inverse of `state`."""
-        self.open = {key: (Event.from_json(line), change) for key, (line, change) in json.loads(state).items()}
+        saved = json.loads(state)
+        self.open = {key: (Event.from_json(line), change) for key, (line, change) in saved["open"].items()}
+        self.waiting = saved["waiting"]
 
     def margin(self, reference: Record) -> float:
         """Largest change of accuracy that counts as flat, for one reference."""
@@ -78,11 +86,18 @@ class Diagnosis:
     ) -> Event | None:
         known = self.open.get(key)
         verdict = judge(series, known is not None)
+        if known is None and self.waiting.get(key, 0) > 0:
+            self.waiting[key] -= 1
+            return None
         if verdict is None:
             if known is None:
                 return None
+            self.waiting[key] = self.waiting.get(key, 0) + 1
+            if self.waiting[key] < PATIENCE:
+                return None
             del self.open[key]
             return _closed(known[0], series[-1])
+        self.waiting[key] = 0
         name, evidence, onset = verdict
         change = abs(evidence.full_nll_change)
         if known is not None and change < 2 * known[1]:

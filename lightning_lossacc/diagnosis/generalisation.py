@@ -32,4 +32,4 @@ def overfitting(evidence: Evidence) -> Cause | None:
         against.append(f"accuracy is {evidence.accuracy.kind}")
     if evidence.at_edge:
         against.append("the best temperature lies outside the grid, so that the rest is an upper bound")
-    return Cause("overfitting", share=share, evidence=tuple(lines), against=tuple(against))
+    return Cause("overfitting", share=min(1.0, share), evidence=tuple(lines), against=tuple(against))

@@ -70,11 +70,13 @@ def numbers(evidence: Evidence) -> str:
     else:
         spread = ""
     accuracy = evidence.accuracy
+    trend = f"trend {100 * accuracy.change:+.1f} pp, {100 * accuracy.low:+.1f} … {100 * accuracy.high:+.1f}"
+    if not math.isfinite(accuracy.high - accuracy.low):
+        trend = "no trend before 8 evaluations"
     text = (
         f"NLL {before['nll']:.4f} → {after['nll']:.4f} ({evidence.full_nll_change:+.4f}{spread}); "
         f"accuracy {100 * before['accuracy']:.1f} → {100 * after['accuracy']:.1f} % "
-        f"(trend {100 * accuracy.change:+.1f} pp, {100 * accuracy.low:+.1f} … {100 * accuracy.high:+.1f}; "
-        f"margin ±{100 * accuracy.margin:.1f})"
+        f"({trend}; margin ±{100 * accuracy.margin:.1f})"
     )
     if accuracy.kind == "undecided" and math.isfinite(accuracy.resolvable):
         text += f"; smallest change that could be resolved: {100 * accuracy.resolvable:.1f} pp"

@@ -11,8 +11,8 @@ With z the logits of a row, y its target, m = max_j z_j, d_j = z_j - m, e_j = ex
     rank        classes that beat y: larger logit, or equal logit and lower index
     at temperature T, b = 1/T, S_T = sum e_j^b:  nll log S_T - b d_y, slope (d nll / d b) sum(e_j^b d_j) / S_T - d_y
 
-exp dominates: an octave of temperatures is squared, not exponentiated. Half-precision logits are widened to float32 before
-any arithmetic; float64 stays float64. Inputs are never written to.
+exp dominates, so an octave of temperatures is squared, not exponentiated. Half-precision logits are widened to float32
+before any arithmetic and float64 stays float64. Inputs are never written to.
 """
 
 from __future__ import annotations
