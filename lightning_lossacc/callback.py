@@ -98,7 +98,7 @@ class LossAccuracyMonitor(Callback):
         self._run = Run(self._capture, settings, accuracy_margin, quantities == "all", dirpath, on_event, verbose)
         self._stage = "fit"
         self._off = False
-        self.ambient = False
+        self._ambient = False
 
     @property
     def history(self) -> History:
@@ -127,11 +127,13 @@ class LossAccuracyMonitor(Callback):
     def _superfluous(self, trainer: Trainer) -> str | None:
         """Why this monitor leaves the work to another one; empty if that needs no words."""
         others = [callback for callback in trainer.callbacks if isinstance(callback, LossAccuracyMonitor)]
-        explicit = [callback for callback in others if not callback.ambient]
+        explicit = [callback for callback in others if not callback._ambient]
         first = (explicit or others or [self])[0]
         if first is self:
             return None
-        return "" if self.ambient else "lossacc: the Trainer has two LossAccuracyMonitors; only the first one measures."
+        return (
+            "" if self._ambient else "lossacc: the Trainer has two LossAccuracyMonitors; only the first one measures."
+        )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores every patched function."""
@@ -249,7 +251,7 @@ class LossAccuracyMonitor(Callback):
     def state_key(self) -> str:
         """Identifies this monitor among the callbacks of a checkpoint."""
         # Lightning refuses two callbacks of one key, and a user's own monitor may stand beside the ambient one.
-        return self._generate_state_key(**self._key, **({"ambient": True} if self.ambient else {}))
+        return self._generate_state_key(**self._key, **({"ambient": True} if self._ambient else {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives and tensors only, at most 256 KB and the references of the probe (48 bytes an item each)."""
@@ -277,7 +279,7 @@ def callbacks_factory() -> list[Callback]:
     if os.environ.get("LOSSACC") != "1":
         return []
     monitor = LossAccuracyMonitor()
-    monitor.ambient = True
+    monitor._ambient = True
     return [monitor]
 
 

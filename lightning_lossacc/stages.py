@@ -129,8 +129,9 @@ class StageState:
         unpaired: why there is no probe, in words; empty while there may be one.
         batches: batches seen since the evaluation began.
         complete: False if a part of this evaluation is missing.
-        notes: label smoothing, weights and other facts of the captured loss.
-        failure: first reason why a batch could not be counted.
+        label_smoothing, weighted: of the loss that was captured last.
+        failure: first reason why a batch could not be counted; stays over evaluations.
+        reference_state: references of a checkpoint, until a first batch tells the layout of their probe.
     """
 
     stage: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from pathlib import Path
@@ -228,6 +229,12 @@ def everything(module: LightningModule) -> dict[str, Any]:
         "random": random.getstate(),
         "step": module.trainer.global_step,
     }
+
+
+def safely(point: Any) -> dict[str, Any]:
+    """Arguments of `Trainer.fit` that read a checkpoint with `weights_only`, which Lightning before 2.6 has not."""
+    known = "weights_only" in inspect.signature(Trainer.fit).parameters
+    return {"ckpt_path": point} | ({"weights_only": None if point is None else True} if known else {})
 
 
 def assert_identical(first: Any, second: Any, where: str = "", relative: float = 0.0) -> None:

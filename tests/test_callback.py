@@ -9,6 +9,7 @@ captured; off means off; files hold what memory holds; no tensor outlives its st
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import gc
 import json
@@ -396,6 +397,57 @@ def test_values_are_those_of_a_metric_fed_by_hand(tmp_path: Path) -> None:
             assert_identical(record.values, expected, stage, relative=1e-12)
 
 
+class Pixels(Plain):
+    """A class for each pixel, channels first, some to be ignored."""
+
+    def loss(self, stage: str, batch: Any) -> Any:
+        features, target = batch
+        logits = torch.stack([features + level for level in range(NUM_CLASSES)], 1) * self.net[0].weight.mean()
+        target = (target[:, None] + torch.arange(features.shape[1])) % (NUM_CLASSES + 1)
+        target = torch.where(target == NUM_CLASSES, 255, target)
+        self.seen[stage].append((logits.detach().clone(), target))
+        return F.cross_entropy(logits, target, ignore_index=255)
+
+
+class TwoClasses(Plain):
+    """One logit a row, as a column."""
+
+    def loss(self, stage: str, batch: Any) -> Any:
+        logits, target = self.net(batch[0])[:, :1], (batch[1] > 1).float()[:, None]
+        self.seen[stage].append((logits.detach().clone(), target))
+        return F.binary_cross_entropy_with_logits(logits, target)
+
+
+# The other shapes that a loss takes: pixels with ignored ones, and one logit.
+@pytest.mark.parametrize(
+    ("make", "metric"),
+    [
+        (Pixels, LossAccuracy(num_classes=NUM_CLASSES, ignore_index=255)),
+        (TwoClasses, LossAccuracy(task="binary", ignore_index=None)),
+    ],
+)
+def test_values_of_other_tasks(make: Any, metric: LossAccuracy, tmp_path: Path) -> None:
+    watch, module = monitor(), make()
+    trainer(tmp_path, watch, max_epochs=2).fit(module, loader(41), loader(21, seed=3))
+    last = watch.history.series("val")[-1]
+    for logits, target in module.seen["val"][-3:]:
+        metric.update(logits, target)
+    expected = {key: float(value) for key, value in metric.compute().items()}
+    assert_identical(last.values, expected, relative=1e-12)
+    assert last.num_items == 21 and last.num_rows == int(metric.counts[0]) > 0
+    assert last.paired["nll"]["rows"] == last.num_rows
+
+
+def test_a_csv_file_has_a_line_for_each_evaluation(tmp_path: Path) -> None:
+    watch, logger = monitor(), CSVLogger(tmp_path, version=0)
+    trainer(tmp_path, watch, logger=[logger]).fit(Plain(), loader(), loader(21, seed=3))
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        lines = [line for line in csv.DictReader(file) if line["lossacc/val/nll"]]
+    records = watch.history.series("val")
+    assert [float(line["lossacc/val/nll"]) for line in lines] == [record.values["nll"] for record in records]
+    assert [(line["epoch"], line["step"]) for line in lines] == [("0.0", "5"), ("1.0", "11")]
+
+
 def test_a_pause_of_capture_is_seen(tmp_path: Path) -> None:
     """A batch that cannot be read makes the evaluation incomplete; the next one is whole again."""
 
@@ -742,7 +794,8 @@ def test_sampling_of_known_and_unknown_orders() -> None:
     assert (wrapped.num_items, wrapped.owned, wrapped.known) == (11, 5, False)
     assert read(spread(0, Reversed, shuffle=False)).owned is None
     assert read(RandomSampler(data)).owned == 41 and not read(RandomSampler(data)).known
-    assert read(RandomSampler(data, replacement=True, num_samples=9)).owned is None
+    assert read(RandomSampler(data, replacement=True)).owned is None
+    assert read(RandomSampler(data, num_samples=9)).owned is None
     assert stages.Sampling.of([1, 2]).reason == "list is no torch DataLoader"
     assert stages.Sampling.of(DataLoader(data, batch_size=None)).batch_size is None
 

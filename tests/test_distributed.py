@@ -37,7 +37,7 @@ from lightning_lossacc.capture import Captured
 from lightning_lossacc.run import Run
 from lightning_lossacc.sinks import files
 from lightning_lossacc.stages import Sampling, Settings, StageState
-from tests.modules import NUM_CLASSES, QUIET, Failing, Memory, assert_identical
+from tests.modules import NUM_CLASSES, QUIET, Failing, Memory, assert_identical, safely
 
 pytestmark = QUIET
 WORLD = 2
@@ -217,7 +217,7 @@ def scenario(name: str, path: Path, world: int) -> LossAccuracyMonitor:
         with pytest.raises(ArithmeticError):
             run.fit(module, train, validation)
     else:
-        run.fit(module, train, validation, ckpt_path=point, weights_only=None if point is None else True)
+        run.fit(module, train, validation, **safely(point))
     if kind == "size":
         run.test(module, validation, verbose=False)
     return monitor

@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint
 
 from lightning_lossacc import Event, History, LossAccuracyMonitor, Record, resume
-from lightning_lossacc.stages import Settings, StageState
-from tests.modules import QUIET, Plain, Resumable, assert_identical, dataset, loader, monitor, trainer
+from lightning_lossacc.stages import Sampling, Settings, StageState
+from tests.modules import QUIET, Plain, Resumable, assert_identical, dataset, loader, monitor, safely, trainer
 
 pytestmark = QUIET
 EPOCHS, BATCHES = 10, 6
@@ -73,8 +73,7 @@ def run(path: Path, *callbacks: Callback, point: Path | None = None, watch: Any 
         module,
         Resumable(dataset(), batch_size=8),
         loader(64, seed=3, batch_size=24),
-        ckpt_path=point,
-        weights_only=None if point is None else True,
+        **safely(point),
     )
     return Ran(watch, path, module)
 
@@ -197,6 +196,17 @@ def test_a_run_that_is_resumed_twice_keeps_its_references(uninterrupted: Ran, tm
     run(tmp_path, Keep(tmp_path), point=uninterrupted.path / "batch-31.ckpt", max_epochs=6)
     again = run(tmp_path, point=tmp_path / "batch-32.ckpt")
     assert_goes_on(again.watch, uninterrupted.watch)
+
+
+def test_references_wait_for_a_batch_and_are_saved_meanwhile() -> None:
+    state = StageState("val", 0, Settings(), grid=True)
+    references = {"nll": [0, 6, 1.0, 0.5, torch.zeros(41, 6)]}
+    state.begin_evaluation(Sampling(41, 41, 8, known=True, reason=""), references)
+    assert state.references() == references
+    state.adopt(resume.Layout(num_classes=4), torch.device("cpu"))
+    assert_identical(state.references(), references)
+    state.begin_evaluation(Sampling(40, 40, 8, known=True, reason=""), {})
+    assert state.references() == {}, "another data set has other items"
 
 
 @pytest.mark.filterwarnings("ignore:.*was called without a model.*", "ignore:.*no last checkpoint available.*")
