@@ -21,7 +21,7 @@ from lightning_lossacc.stages import StageState, fold
 from lightning_lossacc.sums import Layout
 
 RING = 2000
-EVENT_BYTES = 12 * 1024
+EVENT_BYTES = 10_000
 STAGES = ("train", "val", "test", "validate")
 KEYS = (
     "nll",
