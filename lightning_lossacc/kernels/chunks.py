@@ -29,7 +29,7 @@ def chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]:
     items, _, rows_per_item = logits.shape
     classes = layout.num_classes
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    chunk_rows = max(1, CHUNK_BYTES // (classes * wide.itemsize))
+    chunk_rows = rows_per_chunk(logits, layout)
     if layout.task == "binary":
         # Two classes with logits 0 and z: the same softmax, so that every definition above holds.
         flat = logits.reshape(-1)
@@ -63,3 +63,16 @@ def chunks(logits: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor, int]]:
     for item in range(0, items, group):
         part = logits[item : item + group].transpose(0, 1)  # (C, items, R)
         yield item * rows_per_item, part.to(wide, copy=True).reshape(classes, -1), 0
+
+
+def rows_per_chunk(logits: Tensor, layout: Layout) -> int:
+    """Rows of a chunk, at least one."""
+    return max(1, CHUNK_BYTES // (layout.num_classes * (8 if logits.dtype == torch.float64 else 4)))
+
+
+def gather_rows(logits: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+    """Chosen rows with all classes, (rows, C), as a copy in float32 or float64; two logits for the binary task."""
+    rows_per_item = logits.shape[2]
+    chosen = logits[rows // rows_per_item, :, rows % rows_per_item]
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    return torch.cat((torch.zeros_like(chosen), chosen), dim=1) if layout.task == "binary" else chosen

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lossacc.kernels.chunks import chunks
+from lightning_lossacc.kernels.chunks import chunks, gather_rows, rows_per_chunk
 from lightning_lossacc.sums import Layout, margin_edges
 
 # exp(-1e4 / 8) is 0 in float64 too, so that this stands for a logit of -inf in products such as e * d.
@@ -63,19 +63,41 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     in_range = (flat_target >= 0) & (flat_target < layout.num_classes)
     considered = in_range if layout.ignore_index is None else in_range & (flat_target != layout.ignore_index)
     safe_target = torch.where(considered, flat_target, 0)  # (N,)
-    parts: list[RowValues] = []
+    grid = len(layout.temperatures)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    # A chunk gives only what needs all classes; the rest is computed once for all rows, not once a chunk.
+    raw = torch.empty((6 + 2 * grid, len(flat_target)), dtype=wide, device=logits.device)
     workspace: list[Tensor] = []
     for start, chunk, class_dim in chunks(logits, layout):
-        count = chunk.shape[1 - class_dim]
+        rows = slice(start, start + chunk.shape[1 - class_dim])
         workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
-        part = _chunk_values(chunk, safe_target[start : start + count], class_dim, layout, buffers)
-        parts.append(part._replace(valid=part.finite & considered[start : start + count]))
-    if not parts:
-        return _empty_values(logits, layout)
-    if len(parts) == 1:
-        return parts[0]
-    return RowValues(*(torch.cat(column, dim=-1) for column in zip(*parts, strict=True)))
+        _reduce_classes(chunk, safe_target[rows], class_dim, layout, buffers, raw[:, rows])
+
+    top, target_logit, other_difference, total, first, squares = raw[:6]
+    target_difference = target_logit - top
+    # NaN and +inf reach the maximum, so that one test of a row's maximum and target finds every non-finite row.
+    finite = torch.isfinite(top) & torch.isfinite(target_logit)
+    # Either the target or the largest other class is 0 in the differences, so that the margin is rounded once.
+    margin = target_difference - other_difference
+    correct, predicted, top_k = _ranks(logits, safe_target, margin > 0, layout)
+    log_total = total.log()
+    inverse = torch.tensor([1 / temperature for temperature in layout.temperatures], dtype=wide, device=logits.device)
+    totals, firsts = raw[6 : 6 + grid], raw[6 + grid :]  # (T, N)
+    return RowValues(
+        valid=finite & considered,
+        finite=finite,
+        nll=log_total - target_difference,
+        margin=margin,
+        correct=correct,
+        predicted=predicted,
+        top_k=top_k,
+        confidence=total.reciprocal(),
+        entropy=log_total - first / total,
+        brier=squares / (total * total) - 2 * target_difference.exp() / total + 1,
+        temperature_nll=totals.log() - inverse[:, None] * target_difference,
+        temperature_slope=firsts / totals - target_difference,
+    )
 
 
 def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
@@ -187,103 +209,43 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
     )
 
 
-def _chunk_values(logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor]) -> RowValues:
-    """Quantities of one chunk; the buffers are overwritten; `target` (rows,) must be within 0 ... C-1."""
-    difference, power, product, *chain_buffers = buffers
+def _reduce_classes(
+    logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor], result: Tensor
+) -> None:
+    """What needs all classes of a chunk's rows; the buffers are overwritten.
+
+    Args:
+        logits: (rows, C) or (C, rows), not written to.
+        target: (rows,) within 0 ... C-1.
+        class_dim: dimension of the classes.
+        buffers: five of the chunk's shape.
+        result: (6 + 2 T, rows) maximum, logit of the target, largest other logit minus the maximum, S, sum e_j d_j,
+            sum e_j^2, then S_T and sum e_j^b d_j at each temperature.
+    """
+    difference, power, product, *free = buffers
     index = target.unsqueeze(class_dim)
-    top = logits.amax(class_dim, keepdim=True)  # (rows, 1) or (1, rows)
-    target_logit = logits.gather(class_dim, index)
-    # NaN and +inf reach the maximum, so that one test of a row's maximum and target finds every non-finite row.
-    finite = (torch.isfinite(top) & torch.isfinite(target_logit)).squeeze(class_dim)
-    torch.sub(logits, top, out=difference)
-    target_difference = target_logit - top
-    # The largest of the others is found in the differences, where the target can be masked without touching the input.
-    # Either it or the target is 0 there, so that the margin is the difference of two logits, rounded once.
+    torch.amax(logits, class_dim, out=result[0])
+    result[1] = logits.gather(class_dim, index).squeeze(class_dim)
+    torch.sub(logits, result[0].unsqueeze(class_dim), out=difference)
+    # The target is masked in the differences, where the input is not touched, to find the largest of the others.
+    target_difference = difference.gather(class_dim, index)
     difference.scatter_(class_dim, index, -math.inf)
-    other_difference = difference.amax(class_dim, keepdim=True)
+    torch.amax(difference, class_dim, out=result[2])
     difference.scatter_(class_dim, index, target_difference)
-    margin = (target_difference - other_difference).squeeze(class_dim)
-    target_difference = target_difference.squeeze(class_dim)
-    correct, predicted, top_k = _ranks(logits, target, margin > 0, class_dim, layout)
 
     torch.exp(difference, out=power)
-    first = _weighted_sum(power, difference, class_dim, product)
-    if logits.device.type != "cpu" or not bool(torch.isfinite(first).all()):
+    _weighted_sum(power, difference, class_dim, product, result[4])
+    if logits.device.type != "cpu" or not math.isfinite(float(result[4].sum())):
         # -inf is a legal mask of a class, but 0 * -inf is not a number; the clamp costs a pass, so only here.
         difference.clamp_min_(LOWEST_DIFFERENCE)
-        first = _weighted_sum(power, difference, class_dim, product)
-    total = power.sum(class_dim)
-    log_total = total.log()
-    squares = _weighted_sum(power, power, class_dim, product)
-    target_probability = target_difference.exp() / total
-    grid = _temperature_values(difference, target_difference, power, product, chain_buffers, class_dim, layout)
-    return RowValues(
-        valid=finite,
-        finite=finite,
-        nll=log_total - target_difference,
-        margin=margin,
-        correct=correct,
-        predicted=predicted,
-        top_k=top_k,
-        confidence=total.reciprocal(),
-        entropy=log_total - first / total,
-        brier=squares / (total * total) - 2 * target_probability + 1,
-        temperature_nll=grid[0],
-        temperature_slope=grid[1],
-    )
+        _weighted_sum(power, difference, class_dim, product, result[4])
+    torch.sum(power, class_dim, out=result[3])
+    _weighted_sum(power, power, class_dim, product, result[5])
 
-
-def _ranks(
-    logits: Tensor, target: Tensor, sole_maximum: Tensor, class_dim: int, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Correct, predicted class and top-k hit of each row.
-
-    Classes are ranked only where the target is not the sole maximum, and ties counted only where there are some:
-        comparisons
-    and argmax cost more than the exponentials. On another device than the CPU all rows take part, without a host read.
-    """
-    on_host = logits.device.type == "cpu"
-    correct, predicted, top_k = sole_maximum.clone(), target.clone(), sole_maximum.clone()
-    rows = (~sole_maximum).nonzero().squeeze(1) if on_host else torch.arange(len(target), device=target.device)
-    if not rows.numel():
-        return correct, predicted, top_k
-    open_rows = logits.index_select(1 - class_dim, rows)
-    predicted[rows] = open_rows.argmax(class_dim)
-    correct[rows] = predicted[rows] == target[rows]
-    index = target[rows].unsqueeze(class_dim)
-    signs = open_rows.sub_(open_rows.gather(class_dim, index)).sign_()
-    unequal = signs.abs().sum(class_dim)
-    greater = (unequal + signs.sum(class_dim)) / 2
-    tied = unequal < layout.num_classes - 1
-    places = tied.nonzero().squeeze(1) if on_host else torch.arange(len(rows), device=target.device)
-    if places.numel():
-        position = torch.arange(layout.num_classes, device=target.device)
-        position = position if class_dim == 1 else position[:, None]
-        earlier = (signs.index_select(1 - class_dim, places) == 0) & (
-            position < index.index_select(1 - class_dim, places)
-        )
-        greater[places] += earlier.sum(class_dim)
-    top_k[rows] = greater < layout.top_k
-    return correct, predicted, top_k
-
-
-def _temperature_values(
-    difference: Tensor,
-    target_difference: Tensor,
-    power: Tensor,
-    product: Tensor,
-    free: list[Tensor],
-    class_dim: int,
-    layout: Layout,
-) -> Tensor:
-    """NLL and slope at each temperature, (2, T, rows); `power` holds exp(difference) and is consumed.
-
-    A chain is a buffer that is squared from octave to octave; temperatures that continue no chain start a new one.
-    """
-    shape = (2, len(layout.temperatures), len(target_difference))
-    result = torch.empty(shape, dtype=difference.dtype, device=difference.device)
+    # A chain is a buffer that is squared from octave to octave; temperatures that continue no chain start a new one.
+    grid = len(layout.temperatures)
     chains: dict[float, Tensor] = {}
-    for place in reversed(range(len(layout.temperatures))):
+    for place in reversed(range(grid)):
         inverse = 1 / layout.temperatures[place]
         half = next((known for known in chains if math.isclose(2 * known, inverse, rel_tol=1e-9)), None)
         if inverse == 1.0:
@@ -296,23 +258,40 @@ def _temperature_values(
         else:
             current = torch.mul(difference, inverse, out=free.pop() if free else None).exp_()
         chains[inverse] = current
-        total = current.sum(class_dim)
-        result[0, place] = total.log() - inverse * target_difference
-        result[1, place] = _weighted_sum(current, difference, class_dim, product) / total - target_difference
-    return result
+        torch.sum(current, class_dim, out=result[6 + place])
+        _weighted_sum(current, difference, class_dim, product, result[6 + grid + place])
 
 
-def _weighted_sum(left: Tensor, right: Tensor, class_dim: int, product: Tensor) -> Tensor:
-    return torch.mul(left, right, out=product).sum(class_dim)
+def _ranks(logits: Tensor, target: Tensor, sole_maximum: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Correct, predicted class and top-k hit of each row, (N,).
+
+    Classes are ranked only where the target is not the sole maximum, and ties counted only where there are some:
+    comparisons and argmax cost more than the exponentials. On another device than the CPU all rows take part, without a
+    host read.
+    """
+    on_host = logits.device.type == "cpu"
+    correct, predicted, top_k = sole_maximum.clone(), target.clone(), sole_maximum.clone()
+    every = torch.arange(len(target), device=target.device)
+    position = torch.arange(layout.num_classes, device=target.device)
+    for rows in (every[~sole_maximum] if on_host else every).split(rows_per_chunk(logits, layout)):
+        open_rows = gather_rows(logits, rows, layout)  # (rows, C), a copy
+        highest, index = open_rows.argmax(1), target[rows].unsqueeze(1)
+        predicted[rows] = highest
+        correct[rows] = highest == index.squeeze(1)
+        signs = open_rows.sub_(open_rows.gather(1, index)).sign_()
+        unequal = signs.abs().sum(1)
+        greater = (unequal + signs.sum(1)) / 2
+        tied = unequal < layout.num_classes - 1
+        places = tied.nonzero().squeeze(1) if on_host else torch.arange(len(rows), device=target.device)
+        if places.numel():
+            earlier = (signs[places] == 0) & (position < index[places])
+            greater[places] += earlier.sum(1)
+        top_k[rows] = greater < layout.top_k
+    return correct, predicted, top_k
 
 
-def _empty_values(logits: Tensor, layout: Layout) -> RowValues:
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    number = torch.empty(0, dtype=wide, device=logits.device)
-    flag = torch.empty(0, dtype=torch.bool, device=logits.device)
-    index = torch.empty(0, dtype=torch.int64, device=logits.device)
-    grid = number.new_empty((len(layout.temperatures), 0))
-    return RowValues(flag, flag, number, number, flag, index, flag, number, number, number, grid, grid)
+def _weighted_sum(left: Tensor, right: Tensor, class_dim: int, product: Tensor, result: Tensor) -> None:
+    torch.sum(torch.mul(left, right, out=product), class_dim, out=result)
 
 
 def _item_halves(logits: Tensor, valid: Tensor) -> Tensor:
