@@ -115,6 +115,11 @@ def _demo(directory: Path, with_wandb: bool, max_epochs: int | None) -> int:
     if with_wandb and find_spec("wandb") is None:
         print('lossacc: wandb is not installed; try: pip install "lightning-lossacc[wandb]"', file=sys.stderr)
         return 2
+    import torch
+
+    # Networks this small wait for a second thread longer than it helps: digits took 55 s with two threads and 29 s with
+    # one, beside other work on 2 cores.
+    torch.set_num_threads(1)
     print(two_case_table())
     # Lightning sets its own level when it is imported, and the table has imported it.
     for name in ("lightning.pytorch", "lightning.fabric"):
