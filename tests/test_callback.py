@@ -18,6 +18,7 @@ import pickle
 import random
 import warnings
 import weakref
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def _raise(*args: Any) -> None:
 def undisturbed() -> Any:
     return fit(lambda: Plain(drop=0.1), Path("."), max_epochs=12)
 
+
+CONNECTOR = "lightning.pytorch.trainer.connectors.callback_connector"
 
 # Faults in what surrounds the measurement, from the first event to the end of the fit.
 FAULTS = ("logger", "unwritable directory", "on_event", "diagnosis", "sampling", "statistics", "probe", "state_dict")
@@ -626,16 +629,29 @@ def test_the_entry_point_adds_one_only_if_asked(monkeypatch: pytest.MonkeyPatch)
     assert type(found) is LossAccuracyMonitor
 
 
+def test_lightning_finds_the_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "lightning.pytorch.callbacks_factory"
+    ours = [point for point in entry_points(group=group) if point.value.startswith("lightning_lossacc.")]
+    if not ours:
+        point = EntryPoint("lightning_lossacc", "lightning_lossacc.callback:callbacks_factory", group)
+        monkeypatch.setattr(f"{CONNECTOR}._load_external_callbacks", lambda name: point.load()())
+    monkeypatch.setenv("LOSSACC", "1")
+    assert [type(found) for found in trainer(tmp_path).callbacks].count(LossAccuracyMonitor) == 1
+    monkeypatch.delenv("LOSSACC")
+    assert not any(isinstance(found, LossAccuracyMonitor) for found in trainer(tmp_path).callbacks)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_entry_point_beside_an_own_monitor(order: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOSSACC", "1")
-    own, (ambient,), logger = monitor(dirpath=None), callbacks_factory(), Memory()
+    own, (ambient,), (alone,), logger = monitor(dirpath=None), callbacks_factory(), callbacks_factory(), Memory()
+    # Where the package is installed, Lightning would call the factory once more.
+    monkeypatch.delenv("LOSSACC")
     run = trainer(tmp_path, *[own, ambient][::order], logger=[logger])
     run.fit(Plain(), loader(), loader())
     assert len(own.history.series("val")) == 2 and len(ambient.history) == 0
     assert len(logger.column("lossacc/val/nll")) == 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("lossacc")] == ["lossacc"]
-    alone = callbacks_factory()[0]
     trainer(tmp_path, alone).fit(Plain(), loader(), loader())
     assert len(alone.history.series("val")) == 2
 

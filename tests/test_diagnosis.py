@@ -183,6 +183,22 @@ def test_decisions_use_only_the_past_and_survive_a_restart() -> None:
     assert [event.to_json() for event in events] == [event.to_json() for event in run.events]
 
 
+def test_another_number_of_rows_is_another_set() -> None:
+    run = Simulation()
+    run.run(60, growing(20, 0.05), learning)
+    history = History(replace(record, num_rows=2000 + record.epoch) for record in run.history)
+    diagnosis = Diagnosis()
+    for length in range(1, len(history) + 1):
+        assert not diagnosis.examine(History(history.records[:length]))
+
+
+def test_a_handful_of_items_says_nothing() -> None:
+    few, enough = Simulation(num_rows=9, seed=1), Simulation(num_rows=60, seed=1)
+    for run in (few, enough):
+        run.run(60, growing(20, 0.2), learning)
+    assert not few.events and warnings_of(enough.events)
+
+
 def test_generalises_needs_more_than_the_set_itself() -> None:
     # A small validation set shows the rise on itself, not on new data; a large one shows it on both.
     small, large = Simulation(num_rows=150, seed=3), Simulation(num_rows=8000, seed=3)

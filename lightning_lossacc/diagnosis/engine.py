@@ -31,6 +31,8 @@ INFO_CAUSES = ("confidence-growth", "scale-growth")
 # A condition that comes and goes at its limit is one event: it must be gone for so many evaluations to close, and as
 # many must pass before another of its kind opens.
 PATIENCE = 5
+# Of fewer items a single one decides every number.
+MIN_ITEMS = 10
 
 
 class Diagnosis:
@@ -53,7 +55,9 @@ class Diagnosis:
         series = [
             record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))
         ]
-        if len(series) < 2:
+        # Another number of rows is another validation set, which is not compared.
+        series = [record for record in series if record.num_rows == series[-1].num_rows]
+        if len(series) < 2 or series[-1].num_items < MIN_ITEMS:
             return []
         found = []
         for direction, judge in (
