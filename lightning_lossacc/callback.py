@@ -46,7 +46,7 @@ class LossAccuracyMonitor(Callback):
     `.../dataloader_idx_<k>`. Training is bitwise the same with and without it, and nothing here can stop it.
 
     The history is about one fit: that of another Trainer starts a new one, that of the same Trainer or from a
-    checkpoint goes on. One monitor a Trainer measures; a second one is off and says so.
+    checkpoint goes on. One monitor a Trainer measures; a second one (with another `which`) is off and says so.
 
     Logged keys with `quantities="core"`: nll, accuracy, balanced_accuracy, refinement_nll, calibration_nll,
     temperature, overconfidence, margin_p05; with `"all"` every key of `lightning_lossacc.quantities.KEYS`.

@@ -12,10 +12,18 @@ from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.message import headline, place
 from lightning_lossacc.history import History, Record
 
+# Evaluations for which a rise must last to be promised.
+LASTING = 10
+EXCLUDED = {
+    "ignored": "rows to be ignored",
+    "invalid": "rows with a target out of range",
+    "non_finite": "rows with NaN or infinite logits",
+    "unsupported": "rows with soft targets",
+}
 BEST = (("loss", "nll", 1), ("accuracy", "accuracy", -1), ("refined NLL", "refinement_nll", 1))
 
 
-def opening(record: Record, source: str, label_smoothing: float, weighted: bool, unpaired: str) -> str:
+def opening(record: Record, source: str, unpaired: str) -> str:
     """After the first evaluation: what was captured, what it can resolve, and how the logged loss is made up."""
     values = record.values
     lines = [f"lossacc · {place(record.stage, record.loader)} · captured from {source}"]
@@ -27,21 +35,19 @@ def opening(record: Record, source: str, label_smoothing: float, weighted: bool,
     classes = len(record.arrays["classes"]["class"])
     lines.append(
         f"{classes}{'+' if -1 in record.arrays['classes']['class'] else ''} classes, {size}: one row is "
-        f"{100 / max(record.num_rows, 1):.2g} pp; for new data of this size accuracy is known to "
+        f"{100 / max(record.num_rows, 1):.2g} pp; as of this evaluation, accuracy on new data of this size is known to "
         f"±{50 * (high - low):.1f} pp and NLL to ±{(loss_high - loss_low) / 2:.3f} nats (99 %)"
     )
     excluded = {name: rows for name, rows in record.arrays["excluded"].items() if rows and name != "ties"}
     if excluded:
-        lines.append("left out: " + ", ".join(f"{rows} {name} rows" for name, rows in excluded.items()))
+        lines.append("left out: " + ", ".join(f"{rows} {EXCLUDED[name]}" for name, rows in excluded.items()))
     if unpaired:
         lines.append(f"rows are not paired between evaluations: {unpaired}; changes get no cause")
     loss = _logged_loss(record)
     if loss is not None and abs(loss[1] - values["nll"]) > 1e-3 * max(1.0, abs(values["nll"])):
-        reasons = [f"smoothing {label_smoothing:g}"] if label_smoothing else []
-        reasons += ["class weights"] if weighted else []
         lines.append(
             f"your {loss[0]} {loss[1]:.4f} = NLL {values['nll']:.4f} {loss[1] - values['nll']:+.4f} "
-            f"({' and '.join(reasons) or 'other terms, or another average'}); events are about the NLL"
+            f"({record.arrays.get('loss_terms') or 'other terms, or another average'}); events are about the NLL"
         )
     return "\n".join(lines)
 
@@ -56,7 +62,8 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
         if stage != "val" or loader < 0 or not series:
             continue
         own = [event for event in events if (event.stage, event.loader) == (stage, loader)]
-        blocks.append(_stream(series, own, margin))
+        left_out = len(history.series(stage, loader, complete=False)) - len(series)
+        blocks.append(_stream(series, own, margin, left_out))
     if not blocks:
         blocks.append(
             "lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy"
@@ -74,19 +81,21 @@ def snapshot(record: Record) -> str:
     return f"lossacc · {place(record.stage, record.loader)} · {record.num_rows} rows · {numbers}"
 
 
-def _stream(series: Sequence[Record], events: Sequence[Event], margin: float) -> str:
+def _stream(series: Sequence[Record], events: Sequence[Event], margin: float, left_out: int) -> str:
     stage = place(series[0].stage, series[0].loader)
     warnings = {event.id: event for event in events if event.level == "warning"}
     lines = [
         f"lossacc · {stage} · {len(series)} evaluation{'s' if len(series) > 1 else ''} of {series[-1].num_rows} rows · "
         + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event")
     ]
+    if left_out:
+        lines[0] += f" · {left_out} more evaluations were interrupted, or had no row that could be counted"
     lines += [f"  {headline(event)}" for event in warnings.values()]
     if not warnings:
         lines.append(f"  {_resolvable(series, margin)}")
     lines.append(
-        f"  {'best by':<12}{'epoch':>6}{'NLL':>9}{'accuracy':>10}{'balanced':>10}{'refined NLL':>13}{'T':>7}"
-        f"{'overconf.':>11}"
+        f"  {'best by':<12}{'epoch':>6}{'step':>8}{'NLL':>11}{'accuracy':>10}{'balanced':>10}{'refined NLL':>13}"
+        f"{'T':>7}{'overconf.':>11}"
     )
     chosen = {name: _best(series, key, sign) for name, key, sign in BEST} | {"last": series[-1]}
     for name, record in chosen.items():
@@ -94,8 +103,9 @@ def _stream(series: Sequence[Record], events: Sequence[Event], margin: float) ->
             continue
         value = record.values
         lines.append(
-            f"  {name:<12}{record.epoch:>6}{value['nll']:>9.4f}{100 * value['accuracy']:>8.2f} %"
-            f"{100 * value.get('balanced_accuracy', math.nan):>8.2f} %{value.get('refinement_nll', math.nan):>13.4f}"
+            f"  {name:<12}{record.epoch:>6}{record.global_step:>8}{value['nll']:>11.4f}"
+            f"{100 * value['accuracy']:>8.2f} %{100 * value.get('balanced_accuracy', math.nan):>8.2f} %"
+            f"{value.get('refinement_nll', math.nan):>13.4f}"
             f"{value.get('temperature', math.nan):>7.2f}{100 * value['overconfidence']:>+8.2f} pp"
         )
     return "\n".join(lines)
@@ -110,14 +120,28 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
         return (
             f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
         )
-    loss = trends.compare(losses, lowest, floor).resolvable
     accuracy = trends.compare(accuracies, lowest, margin).resolvable
+    text = f"a rise of the NLL by {_seen_rise(losses, floor):.3f} nats for {LASTING} evaluations would have been seen"
     if accuracy == 0:
-        return f"accuracy never moved; a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen"
-    return (
-        f"a rise of the NLL by more than {max(loss, floor):.3f} nats would have been seen; a change of accuracy could "
-        f"be told from none at {100 * accuracy:.1f} pp"
-    )
+        return f"accuracy never moved; {text}"
+    return f"{text}; accuracy is called flat or not beyond ±{100 * accuracy:.1f} pp of jitter"
+
+
+def _seen_rise(losses: Sequence[float], floor: float) -> float:
+    """Smallest lasting rise above the lowest level that the detector finds at the end of this series, tried out."""
+    lowest = sorted(losses)[: max(1, len(losses) // 10)]
+    recent = losses[-LASTING:]
+    jitter = [value - sum(recent) / len(recent) for value in recent]
+    rise = floor
+    while rise < 100 * floor:
+        lifted = [lowest[-1] + rise + jitter[place % len(jitter)] for place in range(LASTING)]
+        if (
+            trends.find_rise([*losses, *lifted], relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR)
+            is not None
+        ):
+            return rise
+        rise *= 1.1
+    return math.inf
 
 
 def _best(series: Sequence[Record], key: str, sign: int) -> Record | None:

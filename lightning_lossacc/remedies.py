@@ -35,7 +35,7 @@ def remedies(cause: str, current: Record, best_refinement: Record) -> tuple[str,
         return ("train on while lossacc/val/refinement_nll falls", temperature_advice(current))
     if cause == "confidence-growth":
         return ()
-    return (f"compare the checkpoints of the two epochs; {checkpoint}",)
+    return ("compare the checkpoints of the two epochs on a test set",)
 
 
 def temperature_advice(current: Record) -> str:

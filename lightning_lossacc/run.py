@@ -33,9 +33,10 @@ from lightning_lossacc.resume import (
     save_train,
     unpack,
 )
+from lightning_lossacc.sampling import expected_batches, samplings
 from lightning_lossacc.sinks import FileSink, Reporter, Sink, find_sinks, tell
 from lightning_lossacc.sinks.terminal import printer_for, show
-from lightning_lossacc.stages import Settings, StageState, expected_batches, fold, samplings
+from lightning_lossacc.stages import Settings, StageState, fold
 
 SCHEMA = 1
 PICTURE_SECONDS = 30.0
@@ -305,7 +306,7 @@ class Run:
         source = self._capture.source((state.stage, state.loader)) or "another rank"
         self._say(
             trainer,
-            closing.opening(record, source, state.label_smoothing, state.weighted, state.unpaired),
+            closing.opening(record, source, state.unpaired),
             level="info",
         )
 
@@ -316,8 +317,10 @@ class Run:
         elif state.layout is None and state.batches:
             self.warn_once(self._capture.explanation((state.stage, state.loader)), "nothing")
         elif state.batches and not state.num_rows:
-            excluded = ", ".join(f"{rows} {name}" for name, rows in state.excluded().items() if rows) or "none at all"
-            self.warn_once(f"lossacc could count no row of {state.stage} loader {state.loader}: {excluded}.", "rows")
+            excluded = ", ".join(f"{rows} {closing.EXCLUDED[name]}" for name, rows in state.excluded().items() if rows)
+            self.warn_once(
+                f"lossacc could count no row of {state.stage} loader {state.loader}: {excluded or 'none came'}.", "rows"
+            )
 
     def warn_once(self, text: str, key: str | None = None) -> None:
         """Warns on rank zero; never raises, even if warnings are errors."""

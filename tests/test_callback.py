@@ -559,7 +559,7 @@ def test_soft_targets_are_counted_as_unsupported_with_one_message(tmp_path: Path
     watch = monitor()
     features, _ = dataset(40).tensors
     mixed = DataLoader(TensorDataset(features, torch.arange(40) % NUM_CLASSES), batch_size=8)
-    with pytest.warns(UserWarning, match="could count no row of train loader 0: 40 unsupported") as caught:
+    with pytest.warns(UserWarning, match="could count no row of train loader 0: 40 rows with soft targets") as caught:
         trainer(tmp_path, watch).fit(Mixed(), mixed, loader(21))
     assert len(ours(caught.list)) == 1
     train = watch.history.series("train")

@@ -363,7 +363,7 @@ def test_two_processes_measure_what_one_measures(name: str, pair: Any, tmp_path:
     evaluated = [json.loads(event) for event in alone["events"]]
     close([json.loads(event) for event in first["events"]], evaluated)
     assert first["events"] == second["events"]
-    assert evaluated, "the scenario must have events"
+    assert bool(evaluated) == (name != "size 1"), "all scenarios but the smallest must have events"
     last = [record for record in first["records"] if record["stage"] == "val"][-1]
     assert last["num_rows"] == {"probe": 41, "loaders": 42}.get(name) or int(name.split()[-1]) == last["num_rows"]
 

@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 from lightning_lossacc import trends
-from lightning_lossacc.attribution import attribution
+from lightning_lossacc.attribution import attribution, interval
 from lightning_lossacc.diagnosis.confidence import confidence_growth, mixed, over_confidence, scale_growth
 from lightning_lossacc.diagnosis.event import Cause, Event, Level, Status
 from lightning_lossacc.diagnosis.evidence import Evidence
@@ -115,7 +115,7 @@ class Diagnosis:
         current = series[-1]
         losses = [record.values["nll"] for record in series]
         reference = _reference(series, "nll") or series[min(range(len(losses)), key=losses.__getitem__)]
-        floor = max(RELATIVE_FLOOR * reference.values["nll"], ABSOLUTE_FLOOR)
+        floor = _floor(reference)
         change = current.values["nll"] - reference.values["nll"]
         paired = current.paired.get("nll")
         onset = series.index(reference) + 1
@@ -162,12 +162,16 @@ class Diagnosis:
         evidence = self._evidence(series, reference, series[-1].paired.get("accuracy"))
         if self._loss_verdict(series, reference).kind != "down" or evidence.accuracy.kind != "flat":
             return None
+        # The level of several evaluations may have fallen while the last one, which the message shows, has not.
+        paired = evidence.paired
+        certain = paired is None or interval(paired["nll_change"], paired["nll_change_error"])[1] < 0
+        if not is_open and (-evidence.full_nll_change < _floor(reference) or not certain):
+            return None
         return "loss-down-accuracy-flat", evidence, reference.epoch
 
     def _loss_verdict(self, series: list[Record], reference: Record) -> trends.Verdict:
-        floor = max(RELATIVE_FLOOR * reference.values["nll"], ABSOLUTE_FLOOR)
         losses = [record.values["nll"] for record in series]
-        return trends.compare(losses, series.index(reference), floor, alpha=ALPHA)
+        return trends.compare(losses, series.index(reference), _floor(reference), alpha=ALPHA)
 
     def _evidence(self, series: list[Record], reference: Record, paired: dict[str, Any] | None) -> Evidence:
         place, margin = series.index(reference), self.margin(reference)
@@ -250,6 +254,11 @@ def _reference(series: list[Record], name: str) -> Record | None:
         return None
     place = (paired["reference_epoch"], paired["reference_step"])
     return next((record for record in series[:-1] if (record.epoch, record.global_step) == place), None)
+
+
+def _floor(reference: Record) -> float:
+    """Smallest change of the NLL (nats) that matters in practice."""
+    return max(RELATIVE_FLOOR * reference.values["nll"], ABSOLUTE_FLOOR)
 
 
 def required_z(evaluations: int) -> float:

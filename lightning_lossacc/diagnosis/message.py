@@ -33,16 +33,11 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str
     lines = [headline(event), numbers(evidence)]
     if evidence.paired is not None:
         lines.append(attribution.group_sentence(evidence.paired))
-        lines.append(
-            " · ".join(
-                part
-                for part in (
-                    attribution.temperature_sentence(evidence.paired),
-                    attribution.worst_sentence(evidence.paired) if evidence.nll_change > 0 else "",
-                )
-                if part
-            )
-        )
+        worst = attribution.worst_sentence(evidence.paired) if evidence.nll_change > 0 else ""
+        reason = attribution.temperature_sentence(evidence.paired)
+        if event.cause == "unknown":
+            reason = event.causes[0].evidence[0]
+        lines.append(" · ".join(part for part in (reason, worst) if part))
         if evidence.paired["items"] < evidence.current.num_items:
             lines.append(
                 f"on {evidence.paired['items']} of {evidence.current.num_items} items; all of them changed by "
@@ -50,6 +45,9 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str
             )
     else:
         lines.append("rows could not be paired with the reference, so no cause is named")
+    terms = evidence.current.arrays.get("loss_terms")
+    if terms:
+        lines.append(f"your loss has {terms} as well, so that it may move otherwise than this NLL")
     advice = event.remedies[0] if event.remedies else "nothing"
     shown = "shown" if event.generalises == "shown" else "not shown"
     lines.append(f"do: {advice}")
