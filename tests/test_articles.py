@@ -430,7 +430,7 @@ def test_first_accuracy_is_easier_to_interpret() -> None:
         logits = torch.zeros(1000, num_classes, dtype=torch.float64)
         assert measure(logits, torch.arange(1000) % num_classes)["nll"] == pytest.approx(math.log(num_classes))
     monitor, _, _ = dip()
-    text = opening(monitor.history.series()[0], "F.cross_entropy", 0.0, False, "")
+    text = opening(monitor.history.series()[0], "F.cross_entropy", "")
     assert "2000 rows: one row is 0.05 pp" in text
 
 
@@ -925,8 +925,8 @@ def test_second_penalty_in_the_logged_loss_is_told_apart() -> None:
     monitor, _, _ = dip()
     record = monitor.history.series()[0]
     penalised = replace(record, logged={"val_loss": record.values["nll"] + 0.25})
-    assert "+0.2500 (other terms" in opening(penalised, "F.cross_entropy", 0.0, False, "")
-    assert "other terms" not in opening(replace(record, logged={"val_loss": record.values["nll"]}), "", 0.0, False, "")
+    assert "+0.2500 (other terms" in opening(penalised, "F.cross_entropy", "")
+    assert "other terms" not in opening(replace(record, logged={"val_loss": record.values["nll"]}), "", "")
 
 
 def test_second_dropout_switches_units_off_in_training_only() -> None:
