@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
-from lightning_lossacc.diagnosis.engine import ABSOLUTE_FLOOR, RELATIVE_FLOOR
+from lightning_lossacc.diagnosis.engine import loss_rise, practical_floor
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.message import headline, place
 from lightning_lossacc.history import History, Record
@@ -56,9 +56,7 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
     """At the end of a run: events or none and what would have been seen, and the checkpoint best by each measure."""
     blocks = []
     for stage, loader in history.streams():
-        series = [
-            record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))
-        ]
+        series = history.measured(stage, loader)
         if stage != "val" or loader < 0 or not series:
             continue
         own = [event for event in events if (event.stage, event.loader) == (stage, loader)]
@@ -115,7 +113,7 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
     losses = [record.values["nll"] for record in series]
     accuracies = [record.values["accuracy"] for record in series]
     lowest = min(range(len(losses)), key=losses.__getitem__)
-    floor = max(RELATIVE_FLOOR * losses[lowest], ABSOLUTE_FLOOR)
+    floor = practical_floor(losses[lowest])
     if len(series) < trends.MIN_EVALUATIONS:
         return (
             f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
@@ -135,10 +133,7 @@ def _seen_rise(losses: Sequence[float], floor: float) -> float:
     rise = floor
     while rise < 100 * floor:
         lifted = [lowest[-1] + rise + jitter[place % len(jitter)] for place in range(LASTING)]
-        if (
-            trends.find_rise([*losses, *lifted], relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR)
-            is not None
-        ):
+        if loss_rise([*losses, *lifted]) is not None:
             return rise
         rise *= 1.1
     return math.inf

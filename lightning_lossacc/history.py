@@ -96,6 +96,10 @@ class History:
             if record.stage == stage and record.loader == loader and (record.complete or not complete)
         ]
 
+    def measured(self, stage: str = "val", loader: int = 0) -> list[Record]:
+        """Complete records of one stage and loader with a finite NLL: those that can be compared."""
+        return [record for record in self.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))]
+
     def column(self, key: str, stage: str = "val", loader: int = 0) -> list[float]:
         """One scalar over the complete records of one stage and loader; NaN where a record lacks it."""
         return [record.values.get(key, math.nan) for record in self.series(stage, loader)]

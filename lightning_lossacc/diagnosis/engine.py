@@ -52,9 +52,7 @@ class Diagnosis:
 
     def examine(self, history: History, stage: str = "val", loader: int = 0) -> list[Event]:
         """Events of the newest record of one stage and loader: opened, doubled or closed by it."""
-        series = [
-            record for record in history.series(stage, loader) if math.isfinite(record.values.get("nll", math.nan))
-        ]
+        series = history.measured(stage, loader)
         # Another number of rows is another validation set, which is not compared.
         series = [record for record in series if record.num_rows == series[-1].num_rows]
         if len(series) < 2 or series[-1].num_items < MIN_ITEMS:
@@ -89,10 +87,10 @@ class Diagnosis:
         self, key: str, judge: Callable[[list[Record], bool], tuple[str, Evidence, int] | None], series: list[Record]
     ) -> Event | None:
         known = self.open.get(key)
-        verdict = judge(series, known is not None)
         if known is None and self.waiting.get(key, 0) > 0:
             self.waiting[key] -= 1
             return None
+        verdict = judge(series, known is not None)
         if verdict is None:
             if known is None:
                 return None
@@ -115,7 +113,7 @@ class Diagnosis:
         current = series[-1]
         losses = [record.values["nll"] for record in series]
         reference = _reference(series, "nll") or series[min(range(len(losses)), key=losses.__getitem__)]
-        floor = _floor(reference)
+        floor = practical_floor(reference.values["nll"])
         change = current.values["nll"] - reference.values["nll"]
         paired = current.paired.get("nll")
         onset = series.index(reference) + 1
@@ -123,7 +121,7 @@ class Diagnosis:
             if change < floor / 2:
                 return None
         elif len(series) >= trends.MIN_EVALUATIONS:
-            shift = trends.find_rise(losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA)
+            shift = loss_rise(losses)
             if shift is None or change < floor:
                 return None
             onset = shift.onset
@@ -165,13 +163,13 @@ class Diagnosis:
         # The level of several evaluations may have fallen while the last one, which the message shows, has not.
         paired = evidence.paired
         certain = paired is None or interval(paired["nll_change"], paired["nll_change_error"])[1] < 0
-        if not is_open and (-evidence.full_nll_change < _floor(reference) or not certain):
+        if not is_open and (-evidence.full_nll_change < practical_floor(reference.values["nll"]) or not certain):
             return None
         return "loss-down-accuracy-flat", evidence, reference.epoch
 
     def _loss_verdict(self, series: list[Record], reference: Record) -> trends.Verdict:
         losses = [record.values["nll"] for record in series]
-        return trends.compare(losses, series.index(reference), _floor(reference), alpha=ALPHA)
+        return trends.compare(losses, series.index(reference), practical_floor(reference.values["nll"]), alpha=ALPHA)
 
     def _evidence(self, series: list[Record], reference: Record, paired: dict[str, Any] | None) -> Evidence:
         place, margin = series.index(reference), self.margin(reference)
@@ -256,9 +254,14 @@ def _reference(series: list[Record], name: str) -> Record | None:
     return next((record for record in series[:-1] if (record.epoch, record.global_step) == place), None)
 
 
-def _floor(reference: Record) -> float:
-    """Smallest change of the NLL (nats) that matters in practice."""
-    return max(RELATIVE_FLOOR * reference.values["nll"], ABSOLUTE_FLOOR)
+def practical_floor(nll: float) -> float:
+    """Smallest change from a reference NLL that matters in practice, nats."""
+    return max(RELATIVE_FLOOR * nll, ABSOLUTE_FLOOR)
+
+
+def loss_rise(losses: list[float]) -> trends.Shift | None:
+    """The rise of an NLL that opens an event, by the trend alone."""
+    return trends.find_rise(losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA)
 
 
 def required_z(evaluations: int) -> float:
