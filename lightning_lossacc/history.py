@@ -36,6 +36,8 @@ class Record:
         logged: loss and accuracy that the user's own code logged under other names; never called `nll`.
         paired: comparison with a kept earlier evaluation of the same items, by the name of the reference (`"nll"`,
             `"accuracy"`); see `probe.py`.
+        context: what training looked like up to this evaluation: NLL and accuracy of its steps, learning rate, gradient
+            norm, dead units …; keys are absent where unknown.
     """
 
     stage: str
@@ -50,6 +52,7 @@ class Record:
     arrays: dict[str, Any] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
     paired: dict[str, dict[str, Any]] = field(default_factory=dict)
+    context: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of strict JSON."""
