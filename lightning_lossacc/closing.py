@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
-from lightning_lossacc.diagnosis.engine import loss_rise, practical_floor
+from lightning_lossacc.diagnosis.changes import loss_rise, practical_floor
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.message import headline, place
 from lightning_lossacc.history import History, Record

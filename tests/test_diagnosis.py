@@ -83,7 +83,7 @@ def test_loss_down_while_accuracy_falls() -> None:
         lambda epoch: learning(epoch) - 0.012 * max(0, epoch - 20),
     )
     found = [event for event in run.events if event.event == "loss-down-accuracy-down"]
-    assert found and found[0].level == "warning" and found[0].cause == "unknown" and found[0].epoch > 20
+    assert found and found[0].level == "warning" and found[0].cause == "unconfident-shift" and found[0].epoch > 20
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -138,7 +138,7 @@ def test_three_evaluations_open_on_paired_evidence_alone() -> None:
     assert [event.cause for event in found] == ["over-confidence"] and found[0].generalises == "shown"
     unpaired = Simulation(num_rows=4000, paired=False)
     for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5)):
-        assert not unpaired.evaluate(scale, separation)
+        assert not [event for event in unpaired.evaluate(scale, separation) if event.event.startswith("loss-up")]
 
 
 def test_without_pairs_no_cause_is_named() -> None:
@@ -189,7 +189,9 @@ def test_another_number_of_rows_is_another_set() -> None:
     history = History(replace(record, num_rows=2000 + record.epoch) for record in run.history)
     diagnosis = Diagnosis()
     for length in range(1, len(history) + 1):
-        assert not diagnosis.examine(History(history.records[:length]))
+        # What one evaluation shows may be said of each of them; a change from another set may not.
+        found = diagnosis.examine(History(history.records[:length]))
+        assert {event.event for event in found} <= {"loss-high-for-accuracy"}
 
 
 def test_a_handful_of_items_says_nothing() -> None:

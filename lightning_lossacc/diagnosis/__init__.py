@@ -1,7 +1,8 @@
 """What happened to loss and accuracy, and why: events with ranked causes, from plain numbers.
 
-One file a heading: `confidence` (over-confidence, mixed, scale-growth, confidence-growth) and `generalisation`
-(overfitting); `engine` decides when an event opens, doubles and closes; `message` finds the words.
+`changes` and `states` decide which events hold, `catalogue` which causes are asked for each of them; the causes stand
+under five headings, one file each: `confidence`, `generalisation`, `data`, `optimisation`, `measurement`. `engine`
+decides what is new and worth a report; `message` finds the words.
 """
 
 from lightning_lossacc.diagnosis.engine import Diagnosis as Diagnosis

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_lossacc.diagnosis.event import Cause
-from lightning_lossacc.diagnosis.evidence import Evidence
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
+from lightning_lossacc.diagnosis.floors import constant_confidence_nll
 
 # A rise is over-confidence when less than this share of it can be left after one temperature.
 OVERCONFIDENCE_SHARE = 0.25
 # A rise is overfitting when more than this share of it is certainly left after one temperature.
 OVERFITTING_SHARE = 0.50
+# One evaluation is called over- or under-confident when one temperature takes this share of its loss away.
+STATIC_SHARE = 0.25
 
 
 def over_confidence(evidence: Evidence) -> Cause | None:
     """The loss rose because the probabilities became too large; one temperature takes the rise back.
 
     What it finds: the upper end of the 99 % interval of the change after one temperature is below 25 % of the rise,
-        and the
-    best temperature is above 1 and has grown.
+        and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes a large
+        part of the loss away. From a log of scalars: a constant confidence of 1 - e would score better (certificate).
     Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
     Evidence it needs: paired rows and the temperature grid.
     What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the
-        lowest loss
-    after one temperature.
+        lowest loss after one temperature.
     When it is wrong: if the temperature was chosen on the very rows that it is judged on (so the gain is
-        cross-fitted), or
-    beyond the grid's edge, where nothing is said.
+        cross-fitted), or beyond the grid's edge, where nothing is said.
     Reference: Guo et al. 2017; Mukhoti et al. 2020.
     """
+    if "nll" not in evidence.current.values:
+        return _certified(evidence)
+    if evidence.is_static:
+        return _miscalibrated(evidence, "over-confidence", evidence.temperature > 1)
     change, low, high = evidence.refinement_change
     _, _, highest_share = evidence.refinement_share
     if not highest_share < OVERCONFIDENCE_SHARE or evidence.at_edge:
@@ -77,8 +84,8 @@ def mixed(evidence: Evidence) -> Cause | None:
     """Part of the rise is confidence and part is not.
 
     What it finds: the share of the rise that is left after one temperature is neither certainly small
-        (over-confidence) nor
-    certainly large (overfitting), but its 99 % interval is narrow enough to exclude one of both ends.
+        (over-confidence) nor certainly large (overfitting), but its 99 % interval is narrow enough to exclude one of
+        both ends.
     Why it matters: a temperature repairs one part, regularisation the other.
     Evidence it needs: paired rows and the temperature grid.
     What to do: both, largest share first.
@@ -125,6 +132,104 @@ def confidence_growth(evidence: Evidence) -> Cause | None:
         if right > 0.5:
             lines.append(f"{100 * right:.0f} % of the fall comes from rows right both times")
     return Cause("confidence-growth", share=1.0, evidence=tuple(lines)) if lines else None
+
+
+def under_confidence(evidence: Evidence) -> Cause | None:
+    """The probabilities are too small for the accuracy; one temperature below 1 takes the loss down.
+
+    What it finds: from one evaluation, a temperature below 1 takes a large part of the loss away; over an interval, the
+        loss rose, less than 25 % of the rise is left after one temperature, and that temperature is below 1 and fell.
+    Why it matters: the answers are as good as before; their probabilities, and every threshold on them, are not.
+    Evidence it needs: the temperature grid; paired rows over an interval.
+    What to do: less label smoothing, mixup, dropout or weight decay; divide the logits by the temperature.
+    When it is wrong: early in training every network is under-confident; it is named when that stays.
+    Reference: Müller et al. 2019; Guo et al. 2017.
+    """
+    if "nll" not in evidence.current.values:
+        return None
+    if evidence.is_static:
+        return _miscalibrated(evidence, "under-confidence", evidence.temperature < 1)
+    change, low, high = evidence.refinement_change
+    fallen = evidence.difference("temperature")
+    if not (evidence.refinement_share[2] < OVERCONFIDENCE_SHARE and evidence.temperature < 1 and fallen < 0):
+        return None
+    if evidence.nll_change <= 0:
+        return None
+    return Cause(
+        "under-confidence",
+        share=min(1.0, 1 - change / evidence.nll_change),
+        evidence=(
+            f"after one temperature the loss changed by {change:+.4f} nats ({low:+.4f} … {high:+.4f})",
+            f"best temperature {evidence.temperature - fallen:.2f} → {evidence.temperature:.2f}",
+        ),
+    )
+
+
+def unconfident_shift(evidence: Evidence) -> Cause | None:
+    """Loss and accuracy fell together: wrong rows became less confident, while more rows are wrong.
+
+    What it finds: the loss after one temperature did not fall (its 99 % interval is not below zero), so that the gain
+        is one of confidence, while accuracy is down.
+    Why it matters: which evaluation is better depends on the use: the one has better probabilities, the other better
+        answers.
+    Evidence it needs: paired rows and the temperature grid.
+    What to do: keep both checkpoints; a temperature gives the earlier one the later one's loss.
+    When it is wrong: after a change of label smoothing, mixup or weight decay it is a consequence of that change.
+    Reference: Guo et al. 2017; Berta et al. 2025.
+    """
+    change, low, high = evidence.refinement_change
+    if not (evidence.nll_change < 0 and evidence.accuracy.kind == "down") or high != high:
+        return None
+    share = 1 - change / evidence.nll_change
+    if not share > 0.5:
+        return None
+    return Cause(
+        "unconfident-shift",
+        share=min(1.0, share),
+        evidence=(
+            f"after one temperature the loss changed by {change:+.4f} nats ({low:+.4f} … {high:+.4f}) "
+            f"of {evidence.nll_change:+.4f}",
+            f"mean confidence of wrong rows {_pair(evidence, 'confidence_wrong')}",
+        ),
+    )
+
+
+def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | None:
+    """One evaluation whose loss is mostly a matter of one temperature."""
+    nll, refined, gain = (evidence.value(key) for key in ("nll", "refinement_nll", "temperature_gain"))
+    if not (is_side and nll - refined >= STATIC_SHARE * nll and gain > 0):
+        return None
+    edge = evidence.value("temperature_at_edge") == 1
+    if edge and evidence.temperature > 1:
+        # No temperature is best: such logits say nothing, and that is no matter of confidence alone.
+        return None
+    return Cause(
+        cause,
+        share=(nll - refined) / nll,
+        evidence=(
+            f"one temperature of {evidence.temperature:.2f}{' or beyond' if edge else ''} takes {nll - refined:.4f} of "
+            f"{nll:.4f} nats away ({100 * (nll - refined) / nll:.0f} %)",
+            f"mean confidence {100 * evidence.value('confidence'):.1f} % at accuracy "
+            f"{100 * evidence.value('accuracy'):.1f} %",
+        ),
+    )
+
+
+def _certified(evidence: Evidence) -> Cause | None:
+    """From loss, accuracy and C alone: what a constant confidence would score is below what was logged."""
+    error, num_classes = 1 - accuracy_of(evidence.current), evidence.num_classes
+    if num_classes is None or not 0 <= error <= 1:
+        return None
+    loss, bound = loss_of(evidence.current), constant_confidence_nll(error, num_classes)
+    before = 0.0 if evidence.is_static else loss_of(evidence.reference)
+    change = loss if evidence.is_static else evidence.full_nll_change
+    share = (loss - max(bound, before)) / change if change > 0 else math.nan
+    if not share > (STATIC_SHARE if evidence.is_static else 1 - OVERCONFIDENCE_SHARE):
+        return None
+    lines = [f"a constant confidence of {100 * (1 - error):.1f} % would score {bound:.4f}, not {loss:.4f}"]
+    if loss > math.log(num_classes):
+        lines.append(f"the loss is above ln C = {math.log(num_classes):.4f}, so the best temperature is above 1")
+    return Cause("over-confidence", share, tuple(lines), ("or this accuracy is macro or top-k",))
 
 
 def _percent(share: float) -> int:

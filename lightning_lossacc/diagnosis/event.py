@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lightning_lossacc.history import SCHEMA, to_json
 
 Level = Literal["info", "warning"]
-Status = Literal["open", "doubled", "closed"]
+Status = Literal["open", "doubled", "revised", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Event:
         id: unique within a run: event, stage, loader and the step at which it opened.
         event: name from the table of events, such as `"loss-up-accuracy-flat"`.
         level: `"warning"` is shown in the terminal, `"info"` only in files and loggers.
-        status: `"open"` once, `"doubled"` each time the change has doubled, `"closed"` when it has gone.
+        status: `"open"` once, `"doubled"` each time the change has doubled, `"revised"` when another first cause has
+            held for three evaluations or information has become a warning, `"closed"` when it has gone.
         stage, loader: where it was seen.
         epoch, global_step: the evaluation that this report is about.
         reference_epoch, reference_step: the evaluation that it is compared with; the one that the probe holds.

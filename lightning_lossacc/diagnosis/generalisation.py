@@ -1,35 +1,215 @@
-"""Causes in what was learned: the answers themselves get worse on new data."""
+"""Causes in what was learned: the answers themselves get worse, or look better than they are, on new data."""
 
 from __future__ import annotations
+
+import math
 
 from lightning_lossacc.diagnosis.confidence import OVERFITTING_SHARE
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence
+
+# Share of the probe's training rows that must have been learnt against the model's own confident answer.
+MEMORISED_SHARE = 0.03
+# Share of validation rows that may be the same as training rows by chance or harmless repetition.
+DUPLICATES_SHARE = 0.05
+# Total variation distance between the class shares of training and validation that matters.
+SHIFT_DISTANCE = 0.10
+# Validation may lie above training by this share of the loss for both to be on one level.
+LEVEL_SHARE = 0.15
 
 
 def overfitting(evidence: Evidence) -> Cause | None:
     """The loss rose and no temperature takes it back: the ranking of the classes got worse.
 
     What it finds: the lower end of the 99 % interval of the change after one temperature is above 50 % of the rise.
+        From a log of scalars: accuracy is down while the training loss still falls.
     Why it matters: the model at the reference epoch is better, whatever is done to its probabilities.
-    Evidence it needs: paired rows and the temperature grid.
+    Evidence it needs: paired rows and the temperature grid; in a log of scalars accuracy and the training loss.
     What to do: keep the checkpoint with the lowest loss after one temperature; regularise, augment, more data.
     When it is wrong: label noise that is being memorised looks the same from the validation side alone, and class-wise
-    miscalibration is not repaired by one temperature.
+        miscalibration is not repaired by one temperature.
     Reference: Berta et al. 2025; Prechelt 1998.
     """
+    if "nll" not in evidence.current.values:
+        return _scalar_overfitting(evidence)
     change, low, high = evidence.refinement_change
     share, lowest_share, _ = evidence.refinement_share
-    if not lowest_share > OVERFITTING_SHARE:
+    if evidence.is_static or not lowest_share > OVERFITTING_SHARE:
         return None
-    lines = [
-        f"after one temperature the loss still rose by {change:.4f} nats ({low:+.4f} … {high:+.4f})",
-    ]
+    lines = [f"after one temperature the loss still rose by {change:.4f} nats ({low:+.4f} … {high:+.4f})"]
     against = []
     if evidence.accuracy.kind == "down":
         lines.append(f"accuracy fell by {-100 * evidence.accuracy.change:.1f} pp")
     else:
         against.append(f"accuracy is {evidence.accuracy.kind}")
+    if math.isfinite(evidence.train_nll):
+        lines.append(f"NLL {evidence.train_nll:.4f} on training rows, {evidence.value('nll'):.4f} here")
+    if not evidence.train_probe:
+        against.append("memorised wrong labels are not excluded without `train_probe=`")
     if evidence.at_edge:
         against.append("the best temperature lies outside the grid, so that the rest is an upper bound")
     return Cause("overfitting", share=min(1.0, share), evidence=tuple(lines), against=tuple(against))
+
+
+def _scalar_overfitting(evidence: Evidence) -> Cause | None:
+    train = evidence.train_losses
+    if evidence.is_static or evidence.accuracy.kind != "down" or len(train) < 2 or not train[-1] < train[0]:
+        return None
+    if train[-1] > 1.1 * min(train):
+        return None
+    return Cause(
+        "overfitting",
+        share=math.nan,
+        evidence=(
+            f"accuracy fell by {-100 * evidence.accuracy.change:.1f} pp; the training loss went on to {train[-1]:.4f}",
+        ),
+        against=("confidence cannot be told apart without logits", *evidence.train_doubt),
+    )
+
+
+def label_noise(evidence: Evidence) -> Cause | None:
+    """Training rows with wrong labels are learnt by heart, and the loss on new rows pays for it.
+
+    What it finds: the loss after one temperature rose since the reference, and many training rows became right in that
+        time to which the model had, at the reference, given another class with confidence (NLL above ln C + 1).
+    Why it matters: regularisation treats the symptom; the labels can be corrected.
+    Evidence it needs: `train_probe=`, whose rows are followed one by one.
+    What to do: look at the listed rows; relabel or drop them; a robust loss; keep the checkpoint of the refinement
+        minimum, which comes before the wrong labels are learnt.
+    When it is wrong: hard rows that are labelled right look the same; the list decides.
+    Reference: Pleiss et al. 2020 (AUM); Toneva et al. 2019 (forgetting); Arpit et al. 2017.
+    """
+    memory = evidence.train_probe[-1].arrays.get("memory") if evidence.train_probe else None
+    _, low, _ = evidence.refinement_change
+    if not memory or evidence.is_static or not low > 0:
+        return None
+    share, items = memory["memorised_share"], memory["items"]
+    if not (share >= MEMORISED_SHARE and share * items >= 5):
+        return None
+    lines = [
+        f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch "
+        f"{evidence.reference.epoch} against the model's own confident answer",
+        f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %",
+    ]
+    suspects = memory.get("suspects") or []
+    if suspects:
+        shown = ", ".join(f"#{suspect['index']} {suspect['target']}→{suspect['predicted']}" for suspect in suspects[:5])
+        lines.append(f"first suspects {shown}")
+    return Cause("label-noise", share=math.nan, evidence=tuple(lines))
+
+
+def hard_tail(evidence: Evidence) -> Cause | None:
+    """A handful of rows carries the whole rise; for all others the loss did not rise.
+
+    What it finds: with the change of each item clipped to its 0.5 % and 99.5 % quantiles the loss did not rise, and the
+        few worst items carry more than the rise.
+    Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; the model did not change
+        for the rest.
+    Evidence it needs: paired rows.
+    What to do: look at the listed rows.
+    When it is wrong: a top-1 % share proves nothing by itself; it is 50 … 130 % in ordinary runs, hence the clipping.
+    Reference: Huber 1964 (winsorised means); Northcutt et al. 2021 (label errors in test sets).
+    """
+    if evidence.paired is None or evidence.is_static or evidence.nll_change <= 0:
+        return None
+    clipped = evidence.paired["nll_change_winsorised"]
+    worst = sum(item["change"] for item in evidence.paired["worst"])
+    if clipped > 0 or not worst >= evidence.nll_change or evidence.paired["items"] < 200:
+        return None
+    count = len(evidence.paired["worst"])
+    return Cause(
+        "hard-tail",
+        share=1.0,
+        evidence=(
+            f"without the extremes the loss changed by {clipped:+.4f} instead of {evidence.nll_change:+.4f} nats",
+            f"{count} of {evidence.paired['items']} items carry {worst:+.4f}",
+        ),
+    )
+
+
+def leakage(evidence: Evidence) -> Cause | None:
+    """Validation rows are among the training rows, so that validation measures memory.
+
+    What it finds: many validation rows have exactly the logits of a training row with the same target, which only the
+        same input has.
+    Why it matters: every number of this validation is too good, and no choice made on it can be trusted.
+    Evidence it needs: `train_probe=` and at most 64 classes.
+    What to do: remove duplicates before splitting; split by group (patient, user, recording) and by time.
+    When it is wrong: a data set that really repeats itself (few discrete features).
+    Reference: Kapoor and Narayanan 2023.
+    """
+    share = evidence.current.arrays.get("duplicates")
+    if share is None or not share >= DUPLICATES_SHARE:
+        return None
+    return Cause(
+        "leakage",
+        share=math.nan,
+        evidence=(
+            f"{100 * share:.0f} % of the validation rows have the logits of a training row with the same target",
+            f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows",
+        ),
+    )
+
+
+def prior_shift(evidence: Evidence) -> Cause | None:
+    """Classes occur in other shares than in training; a bias a class repairs it, a temperature does not.
+
+    What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and a bias
+        for each class (cross-fitted) lowers the loss certainly, beyond one temperature.
+    Why it matters: the model is fine for the shares that it was trained on.
+    Evidence it needs: class counts of training, and the fits on the probe (C <= 64).
+    What to do: add log(new share / old share) to the logits (logit adjustment); split with stratification.
+    When it is wrong: training that resamples classes on purpose shows the same numbers: then the adjustment undoes it.
+    Reference: Saerens et al. 2002; Menon et al. 2021.
+    """
+    before, after = evidence.current.arrays.get("train_classes"), evidence.class_rows
+    fits = evidence.current.arrays.get("fits") or {}
+    gain, error = fits.get("bias_gain", math.nan), fits.get("bias_gain_error", math.nan)
+    if not before or len(before) != len(after) or not sum(before) or not gain > 3 * error:
+        return None
+    order = evidence.current.arrays["classes"]["class"]
+    shares = [(before[index] / sum(before), rows / sum(after)) for index, rows in zip(order, after, strict=True)]
+    distance = sum(abs(first - second) for first, second in shares) / 2
+    if not distance >= SHIFT_DISTANCE:
+        return None
+    moved = max(range(len(shares)), key=lambda place: abs(shares[place][0] - shares[place][1]))
+    return Cause(
+        "prior-shift",
+        share=min(1.0, gain / evidence.value("nll")),
+        evidence=(
+            f"class shares differ by {100 * distance:.0f} pp (class {order[moved]}: {100 * shares[moved][0]:.0f} % in "
+            f"training, {100 * shares[moved][1]:.0f} % here)",
+            f"one bias a class saves {gain:.4f} ± {2.58 * error:.4f} nats beyond one temperature",
+        ),
+    )
+
+
+def capacity_limit(evidence: Evidence) -> Cause | None:
+    """Training and validation stand on one level and neither moves: the model or its features can do no better.
+
+    What it finds: the loss has been flat, training and validation losses differ by less than 15 %, the best temperature
+        is near 1, and far more than the prior was learnt, though not all.
+    Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
+    Evidence it needs: a plateau, and the NLL of training rows.
+    What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
+    When it is wrong: a plateau does not show incapability: a run may leave it later, and noise in the labels sets the
+        same ceiling.
+    Reference: Goodfellow et al. 2016, section 5.2.
+    """
+    nll, train, prior = evidence.value("nll"), evidence.train_nll, evidence.label_entropy
+    if not (math.isfinite(nll) and math.isfinite(train) and evidence.details.get("plateau")):
+        return None
+    refined = evidence.value("refinement_nll")
+    level = abs(nll - train) <= LEVEL_SHARE * nll and 0.6 <= evidence.temperature <= 1.6
+    if not (level and 0.15 * prior < refined < 0.97 * prior):
+        return None
+    return Cause(
+        "capacity-limit",
+        share=math.nan,
+        evidence=(
+            f"NLL {nll:.4f} here and {train:.4f} on training rows, both flat for {evidence.details['plateau']:.0f} "
+            "evaluations",
+            f"the best temperature is {evidence.temperature:.2f}, so that confidence is not the reason",
+        ),
+        against=("noise in the labels sets the same ceiling", *evidence.train_doubt),
+    )

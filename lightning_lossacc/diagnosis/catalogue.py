@@ -1,0 +1,200 @@
+"""Which events there are, which causes are asked for each of them and in which order, and what each of them means.
+
+The order is the order of decision: what is measured wrongly comes before what is learned wrongly, states before
+changes, and a cause that makes others meaningless before those. The first cause found names the event; others that hold
+as well stand beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+from lightning_lossacc.diagnosis import confidence, data, generalisation, measurement, optimisation
+from lightning_lossacc.diagnosis.event import Cause
+from lightning_lossacc.diagnosis.evidence import Evidence
+
+Rule = Callable[[Evidence], Cause | None]
+
+HEADINGS: dict[str, tuple[Rule, ...]] = {
+    "confidence": (
+        confidence.over_confidence,
+        confidence.mixed,
+        confidence.under_confidence,
+        confidence.scale_growth,
+        confidence.confidence_growth,
+        confidence.unconfident_shift,
+    ),
+    "generalisation": (
+        generalisation.overfitting,
+        generalisation.label_noise,
+        generalisation.hard_tail,
+        generalisation.leakage,
+        generalisation.prior_shift,
+        generalisation.capacity_limit,
+    ),
+    "data": (
+        data.majority_collapse,
+        data.class_imbalance,
+        data.class_trade_off,
+        data.nothing_learned,
+        data.label_mapping_mismatch,
+        data.validation_too_small,
+    ),
+    "optimisation": (
+        optimisation.learning_rate_too_high,
+        optimisation.learning_rate_too_low,
+        optimisation.blow_up,
+        optimisation.dead_activations,
+        optimisation.over_regularisation,
+    ),
+    "measurement": (
+        measurement.loss_mismatch,
+        measurement.double_softmax,
+        measurement.wrong_accuracy,
+        measurement.train_eval_mismatch,
+    ),
+}
+RULES: dict[str, Rule] = {rule.__name__.replace("_", "-"): rule for rules in HEADINGS.values() for rule in rules}
+
+EVENTS: dict[str, str] = {
+    "loss-up-accuracy-flat": "the loss rose and accuracy stayed within its margin",
+    "loss-up-accuracy-not-down": "the loss rose and accuracy did not fall; whether it rose is not known",
+    "loss-up-accuracy-up": "the loss rose and accuracy rose as well",
+    "loss-up-accuracy-down": "the loss rose and accuracy fell",
+    "loss-up-accuracy-undecided": "the loss rose; accuracy moves too much, or was measured too seldom, to say",
+    "loss-down-accuracy-down": "the loss fell and accuracy fell as well",
+    "loss-down-accuracy-flat": "the loss fell and accuracy stayed within its margin",
+    "accuracy-stuck": "accuracy never rose above chance, or does not move at all",
+    "accuracy-equals-class-share": "accuracy is the share of one class, which nearly all rows are given to",
+    "loss-high-for-accuracy": "the loss of one evaluation is far above what these answers cost with fitting confidence",
+    "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
+    "plateau": "the loss has stopped moving far above zero",
+    "spike": "one or two evaluations stood far above their surroundings and came back",
+    "non-finite": "rows have NaN or infinite logits",
+    "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",
+    "val-better-than-train": "validation rows score better than training rows in the same mode, or are the same rows",
+    "train-eval-gap": "training rows score far worse in eval mode than in train mode",
+}
+
+_LOSS_UP = (
+    "blow-up",
+    "double-softmax",
+    "label-mapping-mismatch",
+    "train-eval-mismatch",
+    "learning-rate-too-high",
+    "validation-too-small",
+    "prior-shift",
+    "majority-collapse",
+    "hard-tail",
+    "label-noise",
+    "scale-growth",
+    "over-confidence",
+    "under-confidence",
+    "overfitting",
+    "mixed",
+    "nothing-learned",
+    "class-imbalance",
+)
+ORDER: dict[str, tuple[str, ...]] = {
+    "loss-down-accuracy-down": ("learning-rate-too-high", "class-trade-off", "unconfident-shift", "class-imbalance"),
+    "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
+    "accuracy-stuck": (
+        "blow-up",
+        "dead-activations",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
+        "over-regularisation",
+        "label-mapping-mismatch",
+        "majority-collapse",
+        "nothing-learned",
+    ),
+    "accuracy-equals-class-share": (
+        "blow-up",
+        "dead-activations",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
+        "over-regularisation",
+        "majority-collapse",
+        "class-imbalance",
+    ),
+    "loss-high-for-accuracy": (
+        "double-softmax",
+        "label-mapping-mismatch",
+        "train-eval-mismatch",
+        "prior-shift",
+        "over-regularisation",
+        "majority-collapse",
+        "over-confidence",
+        "under-confidence",
+        "nothing-learned",
+    ),
+    "oscillation": ("blow-up", "train-eval-mismatch", "validation-too-small", "learning-rate-too-high"),
+    "plateau": (
+        "dead-activations",
+        "learning-rate-too-low",
+        "learning-rate-too-high",
+        "over-regularisation",
+        "capacity-limit",
+    ),
+    "spike": ("blow-up", "learning-rate-too-high"),
+    "non-finite": ("blow-up",),
+    "logged-differs": ("wrong-accuracy", "loss-mismatch"),
+    "val-better-than-train": ("leakage",),
+    "train-eval-gap": ("train-eval-mismatch",),
+}
+
+# In files and loggers, not in the terminal: nothing is wrong, or nothing needs to be done now.
+INFO_CAUSES = ("confidence-growth", "scale-growth", "capacity-limit", "loss-mismatch")
+INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
+# Ordinary unless a cause is found.
+NEEDS_CAUSE = ("plateau", "logged-differs", "non-finite", "train-eval-gap")
+
+
+def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
+    """Causes that hold, in the order of decision; empty if none does."""
+    names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
+    return tuple(cause for cause in (RULES[name](evidence) for name in names) if cause is not None)
+
+
+def heading_of(cause: str) -> str:
+    """Heading under which a cause stands.
+
+    Raises:
+        KeyError: if there is no such cause.
+    """
+    return next(heading for heading, rules in HEADINGS.items() if RULES[cause] in rules)
+
+
+def summary_of(cause: str) -> str:
+    """First sentence on a cause: what happens."""
+    return inspect.getdoc(RULES[cause]).split("\n\n")[0].replace("\n", " ")
+
+
+def explain(name: str | None = None) -> str:
+    """What a cause or an event means, as `lossacc explain` prints it; all names without one.
+
+    Raises:
+        ValueError: if there is no such name; the message holds the nearest one.
+    """
+    if name is None:
+        lines = [f"{'events':<28}what happened", *(f"  {event:<26}{text}" for event, text in EVENTS.items())]
+        for heading, rules in HEADINGS.items():
+            lines += ["", f"{heading}"]
+            names = [rule.__name__.replace("_", "-") for rule in rules]
+            lines += [f"  {cause:<26}{summary_of(cause)}" for cause in names]
+        return "\n".join([*lines, "", "unknown                     the evidence fits no cause, or more than one"])
+    if name in RULES:
+        seen = [event for event, order in ORDER.items() if name in order]
+        if name in _LOSS_UP:
+            seen.insert(0, "loss-up-accuracy-…")
+        text = f"{name} ({heading_of(name)})\n\n{inspect.getdoc(RULES[name])}\n\nSeen in: {', '.join(seen)}."
+        return text + (" Not shown in the terminal (info)." if name in INFO_CAUSES else "")
+    if name in EVENTS:
+        order = _LOSS_UP if name.startswith("loss-up") else ORDER[name]
+        return f"{name}: {EVENTS[name]}.\n\nCauses in the order in which they are asked: {', '.join(order)}."
+    known = [*RULES, *EVENTS]
+    near = difflib.get_close_matches(name, known, 1, 0.3)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+    raise ValueError(f"Expected `name` to be a cause or an event, but got {name!r}; {hint}")

@@ -1,0 +1,209 @@
+"""Events in what changed between two evaluations: when loss and accuracy part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+from lightning_lossacc import trends
+from lightning_lossacc.attribution import interval
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
+from lightning_lossacc.history import Record
+
+RELATIVE_FLOOR = 0.05  # of the reference NLL
+ABSOLUTE_FLOOR = 0.01  # nats
+ACCURACY_MARGIN = 0.01  # at most this, and at most 10 % of the reference error
+ALPHA = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What is known of one stage and loader when a record is judged.
+
+    Attributes:
+        series: comparable records with a finite loss, oldest first; the newest one is judged.
+        newest: the newest record, also where its loss is not finite.
+        train: records of training epochs.
+        train_probe: evaluations of the train probe.
+        accuracy_margin: see `margin`.
+    """
+
+    series: list[Record]
+    newest: Record
+    train: list[Record] = field(default_factory=list)
+    train_probe: list[Record] = field(default_factory=list)
+    accuracy_margin: float = ACCURACY_MARGIN
+
+    @property
+    def losses(self) -> list[float]:
+        """Loss of each record of the series."""
+        return [loss_of(record) for record in self.series]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy of each record of the series; NaN where unknown."""
+        return [accuracy_of(record) for record in self.series]
+
+    def margin(self, reference: Record) -> float:
+        """Largest change of accuracy that counts as flat, for one reference."""
+        error = 1 - accuracy_of(reference)
+        return min(self.accuracy_margin, 0.1 * error) or self.accuracy_margin
+
+    def evidence(
+        self, reference: Record, paired: dict[str, Any] | None = None, details: dict[str, float] | None = None
+    ) -> Evidence:
+        """Everything about the newest record against a reference."""
+        margin = self.margin(reference)
+        return Evidence(
+            reference,
+            self.series[-1],
+            self._accuracy_verdict(reference, margin),
+            paired,
+            self.series,
+            self.train,
+            self.train_probe,
+            details or {},
+        )
+
+    def _accuracy_verdict(self, reference: Record, margin: float) -> trends.Verdict:
+        place = self.series.index(reference)
+        if not math.isfinite(accuracy_of(reference)):
+            return trends.Verdict("undecided", math.nan, -math.inf, math.inf, margin, math.inf)
+        accuracy = trends.compare(self.accuracies, place, margin, alpha=ALPHA)
+        if accuracy.kind == "flat" and "balanced_accuracy" in reference.values:
+            balanced = [record.values.get("balanced_accuracy", math.nan) for record in self.series]
+            if trends.compare(balanced, place, margin, alpha=ALPHA).kind == "down":
+                # Rare classes were lost while frequent ones hide it: that is not flat.
+                return trends.Verdict(
+                    "undecided", accuracy.change, accuracy.low, accuracy.high, accuracy.margin, accuracy.resolvable
+                )
+        return accuracy
+
+    def loss_verdict(self, reference: Record) -> trends.Verdict:
+        """Where the loss stands against a reference."""
+        place = self.series.index(reference)
+        return trends.compare(self.losses, place, practical_floor(loss_of(reference)), alpha=ALPHA)
+
+    def reference(self, name: str) -> Record | None:
+        """The evaluation that the probe compared the newest record with, if it is in the series."""
+        paired = self.series[-1].paired.get(name)
+        if paired is None:
+            return None
+        place = (paired["reference_epoch"], paired["reference_step"])
+        return next((record for record in self.series[:-1] if (record.epoch, record.global_step) == place), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """An event that holds at the newest record.
+
+    Attributes:
+        event: its name.
+        evidence: what its causes are decided from.
+        onset_epoch: first epoch of it.
+        size: what is reported again when it has doubled; NaN for states.
+        lasting: False while it may be no more than the ordinary start of a training: then it is `info`.
+    """
+
+    event: str
+    evidence: Evidence
+    onset_epoch: int
+    size: float = math.nan
+    lasting: bool = True
+
+
+def loss_up(stream: Stream, is_open: bool) -> Opening | None:
+    """The loss has risen above an earlier level, beyond jitter and the practical floor."""
+    series, losses = stream.series, stream.losses
+    current = series[-1]
+    reference = stream.reference("nll") or series[min(range(len(losses)), key=losses.__getitem__)]
+    floor = practical_floor(loss_of(reference))
+    change = losses[-1] - loss_of(reference)
+    paired = current.paired.get("nll")
+    onset = series.index(reference) + 1
+    if is_open:
+        if change < floor / 2:
+            return None
+    else:
+        shift = loss_rise(losses)
+        if shift is not None and change >= floor:
+            onset = shift.onset
+        elif (
+            len(series) >= trends.MIN_EVALUATIONS or paired is None or change < floor or not shown(paired, len(series))
+        ):
+            return None
+    evidence = stream.evidence(reference, paired)
+    kind = evidence.accuracy.kind
+    words = kind if kind in ("flat", "not-down", "up", "down") else "undecided"
+    epoch = series[min(onset, len(series) - 1)].epoch
+    return Opening(f"loss-up-accuracy-{words}", evidence, epoch, abs(evidence.full_nll_change))
+
+
+def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
+    """Accuracy has fallen while the loss fell as well."""
+    series, accuracies = stream.series, stream.accuracies
+    errors = [1 - value for value in accuracies]
+    if not math.isfinite(errors[-1]):
+        return None
+    finite = [place for place, error in enumerate(errors) if math.isfinite(error)]
+    reference = stream.reference("accuracy") or series[min(finite, key=errors.__getitem__)]
+    margin = stream.margin(reference)
+    onset = series.index(reference) + 1
+    if is_open:
+        if accuracy_of(reference) - accuracies[-1] < margin / 2:
+            return None
+    else:
+        shift = trends.find_rise(errors, relative_floor=0.0, absolute_floor=margin, alpha=ALPHA)
+        if shift is None:
+            return None
+        onset = shift.onset
+    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
+    if stream.loss_verdict(reference).kind != "down" or (evidence.accuracy.kind != "down" and not is_open):
+        return None
+    epoch = series[min(onset, len(series) - 1)].epoch
+    return Opening("loss-down-accuracy-down", evidence, epoch, abs(evidence.full_nll_change))
+
+
+def loss_down(stream: Stream, is_open: bool) -> Opening | None:
+    """The loss has fallen while accuracy stayed."""
+    series, accuracies = stream.series, stream.accuracies
+    finite = [place for place, value in enumerate(accuracies) if math.isfinite(value)]
+    if len(series) < trends.MIN_EVALUATIONS or not finite:
+        return None
+    reference = stream.reference("accuracy") or series[max(finite, key=accuracies.__getitem__)]
+    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
+    if stream.loss_verdict(reference).kind != "down" or evidence.accuracy.kind != "flat":
+        return None
+    # The level of several evaluations may have fallen while the last one, which the message shows, has not.
+    paired = evidence.paired
+    certain = paired is None or interval(paired["nll_change"], paired["nll_change_error"])[1] < 0
+    if not is_open and (-evidence.full_nll_change < practical_floor(loss_of(reference)) or not certain):
+        return None
+    return Opening("loss-down-accuracy-flat", evidence, reference.epoch, abs(evidence.full_nll_change))
+
+
+def practical_floor(loss: float) -> float:
+    """Smallest change from a reference loss that matters in practice, nats."""
+    return max(RELATIVE_FLOOR * loss, ABSOLUTE_FLOOR)
+
+
+def loss_rise(losses: list[float]) -> trends.Shift | None:
+    """The rise of a loss that opens an event, by the trend alone."""
+    return trends.find_rise(losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA)
+
+
+def required_z(evaluations: int) -> float:
+    """Quantile that a paired difference must beat when the best of all earlier evaluations is the reference.
+
+    The level of evaluation t is 6 alpha / (pi^2 t^2), spent over evaluations so that they add up to alpha, divided by
+    the t candidates for the reference and by two sides. Plain Bonferroni over evaluations is off by a factor of 25.
+    """
+    level = 6 * ALPHA / (math.pi**2 * evaluations**2) / evaluations / 2
+    return -NormalDist().inv_cdf(level)
+
+
+def shown(paired: dict[str, Any], evaluations: int) -> bool:
+    """Whether a paired change holds on new data, for a reference that was chosen from so many evaluations."""
+    return abs(paired["nll_change"]) > required_z(evaluations) * paired["nll_change_error"]

@@ -1,0 +1,209 @@
+"""Causes in the labels and their shares: what the accuracy is made of."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_lossacc.attribution import interval
+from lightning_lossacc.diagnosis.event import Cause
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
+
+COLLAPSED = 0.99  # share of predictions in one class
+# Fewer items than this can be too few; more are never called too few.
+SMALL_SET = 200
+
+
+def majority_collapse(evidence: Evidence) -> Cause | None:
+    """Every row is given to one class, so that accuracy is the share of that class.
+
+    What it finds: at least 99 % of the predictions are one class.
+    Why it matters: accuracy says how frequent that class is and nothing about the model.
+    Evidence it needs: counts of predicted classes.
+    What to do: class weights or resampling; start the last bias at the log shares of the classes; check the learning
+        rate and dead units.
+    When it is wrong: at the very start of training it is normal; it is a warning when it stays.
+    Reference: He and Garcia 2009; Johnson and Khoshgoftaar 2019.
+    """
+    predicted = evidence.current.arrays.get("classes", {}).get("predicted", [])
+    share = evidence.value("predicted_majority_rate")
+    if not predicted or not share >= COLLAPSED:
+        return None
+    place = max(range(len(predicted)), key=predicted.__getitem__)
+    name = evidence.current.arrays["classes"]["class"][place]
+    rows = evidence.class_rows
+    return Cause(
+        "majority-collapse",
+        share=math.nan,
+        evidence=(
+            f"{100 * share:.1f} % of the predictions are class {name}, which {100 * rows[place] / sum(rows):.1f} % of "
+            "the rows are",
+            f"balanced accuracy {100 * evidence.value('balanced_accuracy'):.1f} %",
+        ),
+    )
+
+
+def class_imbalance(evidence: Evidence) -> Cause | None:
+    """Frequent classes carry the accuracy; rare ones are mostly missed.
+
+    What it finds: the most frequent class is at least 5 times as frequent as the rarest, fewer than half of the rows of
+        the rarest classes are found, and balanced accuracy is at least 15 pp below accuracy.
+    Why it matters: accuracy hides what happens to the rare classes, which are often the ones that matter.
+    Evidence it needs: the class table.
+    What to do: class weights, resampling, logit adjustment; watch balanced accuracy.
+    When it is wrong: if the rare classes cannot be told from the frequent ones by any model.
+    Reference: He and Garcia 2009; Menon et al. 2021.
+    """
+    table = evidence.current.arrays.get("classes", {})
+    occurring = [place for place, rows in enumerate(table.get("rows", [])) if rows > 0 and table["class"][place] >= 0]
+    if len(occurring) < 2:
+        return None
+    rows = [table["rows"][place] for place in occurring]
+    ratio = max(rows) / min(rows)
+    rarest = min(occurring, key=table["rows"].__getitem__)
+    recall = table["correct"][rarest] / table["rows"][rarest]
+    gap = evidence.value("accuracy") - evidence.value("balanced_accuracy")
+    if not (ratio >= 5 and recall < 0.5 and gap >= 0.15):
+        return None
+    return Cause(
+        "class-imbalance",
+        share=math.nan,
+        evidence=(
+            f"balanced accuracy {100 * evidence.value('balanced_accuracy'):.1f} % under accuracy "
+            f"{100 * evidence.value('accuracy'):.1f} %",
+            f"class {table['class'][rarest]} has {int(table['rows'][rarest])} rows, 1 to {ratio:.0f} of the most "
+            f"frequent, of which {100 * recall:.0f} % are found",
+        ),
+    )
+
+
+def class_trade_off(evidence: Evidence) -> Cause | None:
+    """Rows moved from one class to another: one class gains, another loses accuracy, while the loss falls.
+
+    What it finds: the counts of predicted classes moved by at least 2 pp, and the class whose accuracy fell most lost
+        rows to classes that are predicted more often now.
+    Why it matters: overall accuracy fell although the model learned; a bias a class decides where the boundary lies.
+    Evidence it needs: the class table.
+    What to do: logit adjustment or thresholds; balanced accuracy if classes matter alike.
+    When it is wrong: if all classes lose alike, it is not a trade-off.
+    Reference: Menon et al. 2021.
+    """
+    before, after = (record.arrays.get("classes", {}) for record in (evidence.reference, evidence.current))
+    if not before or not after or before["class"] != after["class"] or evidence.is_static:
+        return None
+    total = sum(after["rows"])
+    moved = [(new - old) / total for old, new in zip(before["predicted"], after["predicted"], strict=True)]
+    change = [(new - old) / total for old, new in zip(before["correct"], after["correct"], strict=True)]
+    distance = sum(abs(value) for value in moved) / 2
+    gained = max(range(len(moved)), key=moved.__getitem__)
+    lost = min(range(len(change)), key=change.__getitem__)
+    if not (distance >= 0.02 and change[lost] < 0 and gained != lost and moved[lost] < 0):
+        return None
+    names = after["class"]
+    return Cause(
+        "class-trade-off",
+        share=min(1.0, distance / max(-sum(change), 1e-9)),
+        evidence=(
+            f"class {names[gained]} is predicted {100 * moved[gained]:+.1f} pp more often, class {names[lost]} "
+            f"{100 * moved[lost]:+.1f} pp",
+            f"class {names[lost]} lost {-100 * change[lost]:.1f} pp of accuracy, class {names[gained]} changed by "
+            f"{100 * change[gained]:+.1f} pp",
+        ),
+    )
+
+
+def nothing_learned(evidence: Evidence) -> Cause | None:
+    """Inputs say nothing about the labels, as far as the model has found out.
+
+    What it finds: the loss after one temperature is not below the entropy of the class shares, so that not more than
+        the shares was learnt, and accuracy is at most the share of the most frequent class.
+    Why it matters: accuracy at chance has reasons outside of the network: shuffled labels, broken or constant inputs.
+    Evidence it needs: the class table and the temperature grid.
+    What to do: overfit a single batch; look at a batch as the network gets it (order of labels, normalisation).
+    When it is wrong: a learning rate that is too low, dead units or too much regularisation look the same, and are
+        named first when they are measured.
+    Reference: Zhang et al. 2017; Karpathy 2019.
+    """
+    refined, prior = evidence.value("refinement_nll"), evidence.label_entropy
+    error = evidence.value("nll_standard_error")
+    if not refined >= prior - max(0.02 * prior, 2.58 * error):
+        return None
+    highest = evidence.value("majority_rate")
+    if not evidence.value("accuracy") <= highest + 2.58 * evidence.value("accuracy_standard_error"):
+        return None
+    lines = [
+        f"NLL after one temperature {refined:.4f}, entropy of the class shares {prior:.4f}",
+        f"accuracy {100 * evidence.value('accuracy'):.1f} %, share of the most frequent class {100 * highest:.1f} %",
+    ]
+    against = ()
+    if evidence.train_accuracy > highest + 0.1:
+        lines.append(f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: they are learnt by heart")
+        against = evidence.train_doubt
+    return Cause("nothing-learned", share=math.nan, evidence=tuple(lines), against=against)
+
+
+def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
+    """The model knows the classes, but under other numbers than this data set.
+
+    What it finds: with each class renamed to the one that its rows are mostly given to, a permutation of the classes,
+        accuracy would be at least 10 pp higher, certainly.
+    Why it matters: nothing is wrong with the model; the order of the classes differs between training and validation.
+    Evidence it needs: the confusion table of the probe (C <= 64).
+    What to do: build the class-to-index mapping once, on training data, and use it everywhere.
+    When it is wrong: with two classes, a model that has learned the opposite shows the same.
+    Reference: Northcutt et al. 2021.
+    """
+    confusion = evidence.current.arrays.get("confusion")
+    if not confusion:
+        return None
+    total = sum(map(sum, confusion))
+    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
+    if total < 30 or len(set(places)) < len(places):
+        return None
+    right = sum(row[place] for place, row in enumerate(confusion))
+    renamed = sum(max(row) for row in confusion)
+    # Rows that are right under one naming only are the discordant pairs of McNemar's test.
+    if not (renamed - right >= 0.10 * total and (renamed - right) ** 2 > 25 * (renamed + right)):
+        return None
+    wrong = [(place, row.index(max(row))) for place, row in enumerate(confusion) if sum(row) and max(row) > row[place]]
+    names = ", ".join(f"{target}→{predicted}" for target, predicted in wrong[:5])
+    return Cause(
+        "label-mapping-mismatch",
+        share=math.nan,
+        evidence=(
+            f"with the classes renamed ({names}) accuracy would be {100 * renamed / total:.1f} instead of "
+            f"{100 * right / total:.1f} %",
+        ),
+    )
+
+
+def validation_too_small(evidence: Evidence) -> Cause | None:
+    """So few items that what moved may be these items alone.
+
+    What it finds: fewer than 200 items, and a change that is within 3 standard errors of its paired difference, or an
+        accuracy that swings by a few rows.
+    Why it matters: on other rows of the same kind the curve may go the other way.
+    Evidence it needs: paired rows; for swings the number of items.
+    What to do: a larger validation set, or cross-validation; at least as many items as the message names.
+    When it is wrong: a strong effect can be real on few items; then the paired difference shows it.
+    Reference: Jordan 2023; Cameron and Miller 2015.
+    """
+    items = evidence.current.num_items
+    if not 0 < items < SMALL_SET:
+        return None
+    if evidence.paired is not None and not evidence.is_static:
+        if abs(evidence.nll_score) >= 3:
+            return None
+        low, high = interval(evidence.nll_change, evidence.paired["nll_change_error"])
+        line = (
+            f"{items} items: the change of {evidence.nll_change:+.4f} is known to {low:+.4f} … {high:+.4f} nats (99 %)"
+        )
+    elif evidence.details.get("rows_swung", math.inf) <= 4:
+        line = f"{items} items: accuracy swings by {evidence.details['rows_swung']:.0f} rows"
+    else:
+        return None
+    step = 100 / max(evidence.current.num_rows, 1)
+    return Cause(
+        "validation-too-small",
+        share=math.nan,
+        evidence=(line, f"one row is {step:.1f} pp of accuracy ({100 * accuracy_of(evidence.current):.1f} %)"),
+    )

@@ -1,0 +1,54 @@
+"""What a loss can be at most or at least for a given accuracy: bounds from scalars alone, without logits.
+
+Legend: C classes, e = 1 - accuracy, h(e) = -e ln e - (1 - e) ln (1 - e). All losses are mean cross-entropies in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def label_entropy(class_rows: Sequence[float]) -> float:
+    """Entropy of the class shares, -sum p ln p (nats): the NLL of a model that has learned the shares and no more."""
+    total = math.fsum(class_rows)
+    shares = [rows / total for rows in class_rows if rows > 0]
+    return -math.fsum(share * math.log(share) for share in shares)
+
+
+def constant_confidence_nll(error: float, num_classes: int) -> float:
+    """NLL of the same answers given with confidence 1 - e always: h(e) + e ln(C - 1) (nats).
+
+    A loss above it is above what a constant would score: the probabilities are miscalibrated by at least the
+    difference, on this set. Exact for any classifier of this error rate.
+
+    Args:
+        error: e in [0, 1].
+        num_classes: C >= 2.
+    """
+    if error <= 0:
+        return 0.0
+    rest = error * math.log(num_classes - 1) if num_classes > 2 else 0.0
+    certain = 0.0 if error >= 1 else -(1 - error) * math.log1p(-error)
+    return certain - error * math.log(error) + rest
+
+
+def smallest_nll(error: float) -> float:
+    """Least NLL of any logits with this error rate: e ln 2 (nats), as a wrong row has p <= 1/2 for its class."""
+    return error * math.log(2)
+
+
+def double_softmax_floor(num_classes: int) -> float:
+    """Least loss of probabilities that are given to a cross-entropy as logits: ln(e + C - 1) - 1 (nats)."""
+    return math.log(math.e + num_classes - 1) - 1
+
+
+def smoothing_floor(label_smoothing: float, num_classes: int) -> float:
+    """Least cross-entropy with label smoothing s: the entropy of its targets (nats), 1 - s + s/C on one class and s/C
+    on each other (Szegedy et al. 2016).
+    """
+    if label_smoothing <= 0:
+        return 0.0
+    other = label_smoothing / num_classes
+    own = 1 - label_smoothing + other
+    return -own * math.log(own) - (num_classes - 1) * other * math.log(other)

@@ -1,0 +1,175 @@
+"""Causes in what is measured: the numbers are not what their names say."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_lossacc.diagnosis.event import Cause
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
+from lightning_lossacc.diagnosis.floors import double_softmax_floor, smallest_nll
+from lightning_lossacc.history import Record
+
+# A logged accuracy is an average over batches; the last, smaller one moves it a little.
+ACCURACY_TOLERANCE = 0.02
+LOSS_TOLERANCE = 0.05  # of the NLL
+LOSS_NATS = 0.02
+KNOWN_ACCURACIES = ("accuracy", "balanced_accuracy", "top_k_accuracy")
+
+
+def double_softmax(evidence: Evidence) -> Cause | None:
+    """The loss gets probabilities where it expects logits, so that softmax is applied twice.
+
+    What it finds: all values given to the loss lie in [0, 1] and every row sums to 1. In a log of scalars: the loss
+        stands just above ln(e + C - 1) - 1, below which it cannot fall then, at an accuracy that allows far less.
+    Why it matters: the loss has a high floor, gradients vanish as the network gets certain, and every probability is
+        too small.
+    Evidence it needs: the captured logits; in a log of scalars the number of classes.
+    What to do: give the loss the raw logits; drop the softmax or sigmoid at the end of the network.
+    When it is wrong: log-probabilities are harmless (softmax leaves them as they are) and are told apart.
+    Reference: Goodfellow et al. 2016, section 6.2.2.
+    """
+    if evidence.current.arrays.get("looks_like") == "probabilities":
+        line = "every row given to the loss lies in [0, 1] and sums to 1: these are probabilities, not logits"
+        return Cause("double-softmax", math.nan, (line, *_floor_line(evidence)))
+    if "nll" in evidence.current.values or evidence.num_classes is None:
+        return None
+    loss, error = loss_of(evidence.current), 1 - accuracy_of(evidence.current)
+    floor = double_softmax_floor(evidence.num_classes)
+    # With a share e of rows wrong and certain, the loss is floor + e: the wrong class has p = 1 instead of 0.
+    expected = floor + error
+    if not (len(evidence.series) >= 5 and abs(loss - expected) < 0.03 * expected and error < 0.5):
+        return None
+    return Cause("double-softmax", math.nan, _floor_line(evidence), ("another loss may stand there by chance",))
+
+
+def _floor_line(evidence: Evidence) -> tuple[str, ...]:
+    if evidence.num_classes is None:
+        return ()
+    floor = double_softmax_floor(evidence.num_classes)
+    return (
+        f"with softmax applied twice the loss cannot fall below {floor:.4f}; it is {loss_of(evidence.current):.4f}",
+    )
+
+
+def wrong_accuracy(evidence: Evidence) -> Cause | None:
+    """The logged accuracy is not that of these logits, by any usual definition.
+
+    What it finds: a logged accuracy that differs from the accuracy, the balanced and the top-k accuracy of the captured
+        logits by more than 2 pp in each of the last three evaluations.
+    Why it matters: one of both numbers is computed from something else: a wrong threshold, an argmax over the wrong
+        dimension, another data set, or a state that is not reset.
+    Evidence it needs: captured logits and a logged accuracy.
+    What to do: torchmetrics' accuracy for the task, on the same logits and targets; reset it every epoch.
+    When it is wrong: accuracy of other rows (a subset, a running average) differs rightly.
+    Reference: torchmetrics documentation (Detlefsen et al. 2022).
+    """
+    last = evidence.series[-3:]
+    if len(last) < 3:
+        return None
+    for key in logged_keys(last[-1], "acc"):
+        gaps = [_accuracy_gap(record, key) for record in last]
+        if all(gap > ACCURACY_TOLERANCE for gap in gaps):
+            ours = ", ".join(
+                f"{name.replace('_', ' ')} {100 * last[-1].values[name]:.1f} %"
+                for name in KNOWN_ACCURACIES
+                if name in last[-1].values
+            )
+            return Cause(
+                "wrong-accuracy",
+                share=math.nan,
+                evidence=(f"your {key} is {100 * _fraction(last[-1].logged[key]):.1f} %; of these logits: {ours}",),
+                against=("it may be of other rows or another average",),
+            )
+    return None
+
+
+def loss_mismatch(evidence: Evidence) -> Cause | None:
+    """The logged loss is not the NLL: weights, smoothing, a penalty or another loss move it another way.
+
+    What it finds: a logged loss that differs from the NLL of the captured logits by more than 5 % and 0.02 nats in each
+        of the last three evaluations. From scalars: a loss below e ln 2 cannot be the NLL of answers with error e.
+    Why it matters: loss and accuracy seem to part although the NLL agrees with accuracy, or the other way.
+    Evidence it needs: captured logits and a logged loss; in a log of scalars loss and accuracy.
+    What to do: log the raw NLL beside the training objective, and compare like with like.
+    When it is wrong: an average over batches instead of rows differs a little, hence the tolerance; in scans the
+        accuracy may be macro or top-k.
+    Reference: Szegedy et al. 2016 (smoothing); Lin et al. 2017 (focal loss).
+    """
+    last = evidence.series[-3:]
+    if len(last) < 3:
+        return None
+    if "nll" not in last[-1].values:
+        return _impossible(evidence)
+    for key in logged_keys(last[-1], "loss"):
+        gaps = [record.logged.get(key, math.nan) - record.values["nll"] for record in last]
+        limits = [max(LOSS_NATS, LOSS_TOLERANCE * record.values["nll"]) for record in last]
+        if all(abs(gap) > limit for gap, limit in zip(gaps, limits, strict=True)):
+            terms = evidence.current.arrays.get("loss_terms") or "other terms, or another average"
+            return Cause(
+                "loss-mismatch",
+                share=math.nan,
+                evidence=(
+                    f"your {key} {last[-1].logged[key]:.4f} = NLL {last[-1].values['nll']:.4f} {gaps[-1]:+.4f} "
+                    f"({terms})",
+                ),
+            )
+    return None
+
+
+def _impossible(evidence: Evidence) -> Cause | None:
+    last = evidence.series[-3:]
+    errors = [1 - accuracy_of(record) for record in last]
+    if not all(loss_of(record) < 0.98 * smallest_nll(error) for record, error in zip(last, errors, strict=True)):
+        return None
+    return Cause(
+        "loss-mismatch",
+        share=math.nan,
+        evidence=(
+            f"a loss of {loss_of(last[-1]):.4f} cannot be the NLL of answers of which {100 * errors[-1]:.1f} % are "
+            f"wrong: that is at least {smallest_nll(errors[-1]):.4f}",
+        ),
+        against=("or this accuracy is macro or top-k",),
+    )
+
+
+def train_eval_mismatch(evidence: Evidence) -> Cause | None:
+    """The same training rows score far worse in eval mode than in train mode.
+
+    What it finds: the NLL of fixed training rows in eval mode is more than 1.5 times and 0.1 nats above that of the
+        training steps of the same epoch, although the weights are later ones.
+    Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
+        lag behind, or layers that act in one mode only.
+    Evidence it needs: `train_probe=`.
+    What to do: a higher momentum of batch normalisation, larger batches, SyncBatchNorm, or another normalisation.
+    When it is wrong: with augmentation that makes training rows easier than the plain ones.
+    Reference: Ioffe and Szegedy 2015; Wu and Johnson 2021.
+    """
+    steps, rows = evidence.context("train_nll"), evidence.train_nll
+    if not evidence.train_probe or not (rows > 1.5 * steps and rows - steps > 0.1):
+        return None
+    lines = [f"training rows: NLL {rows:.4f} in eval mode, {steps:.4f} in the steps of the same epoch"]
+    if evidence.context("batch_norm_layers") > 0:
+        lines.append(f"{evidence.context('batch_norm_layers'):.0f} layers of batch normalisation")
+    return Cause("train-eval-mismatch", share=math.nan, evidence=tuple(lines))
+
+
+def logged_keys(record: Record, word: str) -> list[str]:
+    """Names under which the user logged a loss or an accuracy of this loader."""
+    found = [key for key in record.logged if word in key.lower()]
+    return [
+        key
+        for key in found
+        if "/dataloader_idx_" not in key or key.endswith(f"/dataloader_idx_{max(record.loader, 0)}")
+    ]
+
+
+def _fraction(value: float) -> float:
+    return value / 100 if value > 1.5 else value
+
+
+def _accuracy_gap(record: Record, key: str) -> float:
+    """Distance of a logged accuracy from the nearest of the accuracies of the captured logits."""
+    logged = _fraction(record.logged.get(key, math.nan))
+    return min(
+        (abs(logged - record.values[name]) for name in KNOWN_ACCURACIES if name in record.values), default=math.nan
+    )

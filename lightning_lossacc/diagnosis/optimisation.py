@@ -1,0 +1,170 @@
+"""Causes in how the weights move: steps too large or too small, units that never answer, penalties that rule."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import median
+
+from lightning_lossacc.diagnosis.event import Cause
+from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
+
+HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
+LOW_RATIO = 1e-4
+DEAD_SHARE = 0.9
+BLOW_UP = 5.0  # times the smaller of the reference loss and chance
+
+
+def blow_up(evidence: Evidence) -> Cause | None:
+    """The loss explodes on training rows as well, or stops being a number.
+
+    What it finds: rows or gradients that are not finite, or a loss of many times its reference and beyond that of
+        guessing, with a training loss that has risen too.
+    Why it matters: the weights have left the region in which they were learning; later epochs seldom come back.
+    Evidence it needs: the loss; the training loss where it is known.
+    What to do: a lower learning rate, gradient clipping, warm-up; full precision for the loss; look at the batch at
+        which it began.
+    When it is wrong: a validation loss alone that grows over many epochs is over-confidence or overfitting.
+    Reference: Pascanu et al. 2013; Goodfellow et al. 2016.
+    """
+    bad = evidence.current.arrays.get("excluded", {}).get("non_finite", 0)
+    if bad or not math.isfinite(loss_of(evidence.current)):
+        return Cause("blow-up", math.nan, (f"{bad or 'all'} rows have NaN or infinite logits",))
+    steps = evidence.context("non_finite_steps")
+    if steps > 0:
+        return Cause("blow-up", math.nan, (f"{steps:.0f} sampled training steps had a gradient that is not finite",))
+    train = evidence.train_losses
+    if len(train) < 2 or evidence.is_static:
+        return None
+    chance = math.log(evidence.num_classes) if evidence.num_classes else math.inf
+    before, now, lowest = loss_of(evidence.reference), loss_of(evidence.current), min(train)
+    beyond = now > BLOW_UP * before and (now > 2 * chance or chance == math.inf)
+    if not (beyond and train[-1] > 2 * lowest and train[-1] > 0.5 * min(chance, now)):
+        return None
+    return Cause(
+        "blow-up",
+        share=1.0,
+        evidence=(
+            f"loss {before:.3g} → {now:.3g}",
+            f"training loss {lowest:.3g} → {train[-1]:.3g}",
+        ),
+    )
+
+
+def learning_rate_too_high(evidence: Evidence) -> Cause | None:
+    """Steps overshoot: the training loss itself swings or rises.
+
+    What it finds: the training loss of the last evaluations is above its own earlier level or swings by a large part of
+        it, and, where it is watched, an update moves the weights by more than 2 % of their size.
+    Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
+    Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
+    What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
+    When it is wrong: very small batches make the training loss swing as well; then a larger batch helps alike.
+    Reference: Bengio 2012; Smith 2017.
+    """
+    train = evidence.train_losses
+    ratio = evidence.recent_context("update_ratio")
+    if len(train) < 4 or ratio < HIGH_RATIO / 4:
+        return None
+    recent, lowest = train[-8:], min(train)
+    level = median(recent)
+    swing = _swing(recent) / level if level > 0 else 0.0
+    prior = evidence.label_entropy
+    # A training loss near zero has nothing left to lose; only one that matters can be too high.
+    matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
+    risen = level > 1.25 * lowest + 0.02
+    if not (matters and (swing > 0.3 or risen)):
+        return None
+    if not ratio >= HIGH_RATIO and not (swing > 0.3 and risen):
+        return None
+    lines = [f"training loss {min(recent):.3g} … {max(recent):.3g} in {len(recent)} evaluations, lowest {lowest:.3g}"]
+    if math.isfinite(ratio):
+        lines.append(f"an update moves the weights by {100 * ratio:.2g} % of their size (usual: 0.1 %)")
+    rate = evidence.context("learning_rate")
+    if math.isfinite(rate):
+        lines.append(f"learning rate {rate:.3g}")
+    return Cause("learning-rate-too-high", share=math.nan, evidence=tuple(lines))
+
+
+def learning_rate_too_low(evidence: Evidence) -> Cause | None:
+    """Nothing moves because steps are too small.
+
+    What it finds: an update moves the weights by less than 0.01 % of their size although most of the loss is still
+        there, and the rate has never been larger.
+    Why it matters: the run looks like a plateau and is only slow.
+    Evidence it needs: `watch` for the update-to-weight ratio.
+    What to do: raise the rate by the factor named; a rate finder.
+    When it is wrong: at the end of a schedule small steps are meant; hence the condition on earlier rates.
+    Reference: Bengio 2012; Smith 2017.
+    """
+    ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
+    prior, loss = evidence.label_entropy, evidence.value("refinement_nll")
+    if not (0 <= ratio < LOW_RATIO and loss > 0.5 * prior):
+        return None
+    if rates and max(rates) > 3 * rates[-1]:
+        return None
+    lines = [f"an update moves the weights by {100 * ratio:.2g} % of their size (usual: 0.1 %)"]
+    if rates:
+        lines.append(f"learning rate {rates[-1]:.3g}")
+    lines.append(f"loss after one temperature {loss:.4f}, entropy of the class shares {prior:.4f}")
+    return Cause("learning-rate-too-low", share=math.nan, evidence=tuple(lines))
+
+
+def dead_activations(evidence: Evidence) -> Cause | None:
+    """Units that are zero, or saturated, on every input: no gradient passes, and nothing before them learns.
+
+    What it finds: at least 90 % of the units of a layer gave zero, or a flat end of their activation, on all sampled
+        inputs since the last evaluation.
+    Why it matters: with the whole layer dead the output does not depend on the input; only the last biases learn.
+    Evidence it needs: `watch`.
+    What to do: leaky activations or GELU, initial values fit for the activation, a lower learning rate, a normalisation
+        layer.
+    When it is wrong: a sparse network has many zeros in a batch; a unit counts only if it is zero on all of them.
+    Reference: Lu et al. 2019 (dying ReLU); Glorot and Bengio 2010 (saturation).
+    """
+    dead, saturated = evidence.recent_context("dead_units", 2), evidence.recent_context("saturated_units", 2)
+    share, what = max(
+        ((dead, "zero"), (saturated, "saturated")), key=lambda pair: pair[0] if pair[0] == pair[0] else -1
+    )
+    if not share >= DEAD_SHARE:
+        return None
+    lines = [f"{100 * share:.0f} % of the units of a layer were {what} on every sampled input"]
+    if math.isfinite(evidence.context("gradient_norm")):
+        lines.append(f"gradient norm {evidence.context('gradient_norm'):.2g}")
+    return Cause("dead-activations", share=math.nan, evidence=tuple(lines))
+
+
+def over_regularisation(evidence: Evidence) -> Cause | None:
+    """A penalty or dropout rules the weights: training rows are not learnt either, and confidence is too low.
+
+    What it finds: training and validation stand on one poor level, the best temperature is below 0.8, and a penalty of
+        at least 5 % of the loss, or dropout of at least 0.6, is in use.
+    Why it matters: more epochs do not help; the optimum of the penalised loss has been reached.
+    Evidence it needs: `watch` for the penalty and dropout, and the training loss.
+    What to do: a smaller weight decay or dropout, by the factor named.
+    When it is wrong: if training in eval mode is far better than here, it is not too much regularisation.
+    Reference: Krogh and Hertz 1991; Srivastava et al. 2014.
+    """
+    nll, train = evidence.value("nll"), evidence.train_nll
+    penalty, dropout = evidence.context("penalty"), evidence.context("dropout")
+    if not (math.isfinite(nll) and train > 0.7 * nll and evidence.temperature < 0.8):
+        return None
+    if not evidence.value("refinement_nll") > 0.1 * evidence.label_entropy:
+        return None
+    lines = []
+    if penalty >= 0.05 * nll:
+        lines.append(
+            f"penalty {penalty:.3g} nats beside an NLL of {nll:.3g}, decay {evidence.context('weight_decay'):.2g}"
+        )
+    if dropout >= 0.6:
+        lines.append(f"dropout {dropout:.2f}")
+    if not lines:
+        return None
+    lines.append(f"NLL {train:.4f} on training rows, best temperature {evidence.temperature:.2f}")
+    return Cause("over-regularisation", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
+
+
+def _swing(values: list[float]) -> float:
+    """Median of the absolute steps between neighbours."""
+    steps = [abs(second - first) for first, second in itertools.pairwise(values)]
+    return median(steps) if steps else 0.0

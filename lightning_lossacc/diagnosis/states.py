@@ -1,0 +1,167 @@
+"""Events in what one evaluation, or a whole run so far, looks like: no change is needed to see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
+from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
+from lightning_lossacc.diagnosis.data import COLLAPSED
+from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
+from lightning_lossacc.diagnosis.floors import constant_confidence_nll
+from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE
+from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
+from lightning_lossacc.history import Record
+
+# A state that is normal at the start of a training is a warning when it has lasted so long and the loss stands still.
+LASTING = 10
+# Fewer evaluations do not show that nothing is learned; an accuracy that is always the same needs fewer.
+STUCK_EVALUATIONS = 10
+CONSTANT_EVALUATIONS = 5
+HIGH_NATS = 0.05
+
+
+def class_share(stream: Stream, is_open: bool) -> Opening | None:
+    """Accuracy is the share of one class, which nearly all rows are given to."""
+
+    def holds(record: Record) -> bool:
+        if not record.values.get("predicted_majority_rate", 0.0) >= COLLAPSED:
+            return False
+        # A checkpoint keeps no class table of earlier records; then only the most frequent class can be compared with.
+        table, share = record.arrays.get("classes"), record.values.get("majority_rate", math.nan)
+        if table is not None:
+            share = table["rows"][max(range(len(table["rows"])), key=table["predicted"].__getitem__)] / record.num_rows
+        spread = 2.58 * record.values.get("accuracy_standard_error", 0.0) + 1 / record.num_rows
+        return share < 1 and abs(record.values["accuracy"] - share) <= spread
+
+    return _state("accuracy-equals-class-share", stream, holds)
+
+
+def loss_high(stream: Stream, is_open: bool) -> Opening | None:
+    """The loss of one evaluation is far above what the same answers cost with fitting confidence."""
+    series = stream.series
+    if series[-1].arrays.get("looks_like") == "probabilities":
+        return Opening("loss-high-for-accuracy", stream.evidence(series[-1]), series[-1].epoch)
+
+    def holds(record: Record) -> bool:
+        loss = loss_of(record)
+        if "nll" not in record.values:
+            num_classes, error = record.context.get("num_classes"), 1 - accuracy_of(record)
+            known = num_classes is not None and 0 <= error <= 1
+            return known and loss - constant_confidence_nll(error, int(num_classes)) >= STATIC_SHARE * loss
+        fits = record.arrays.get("fits", {})
+        bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
+        excess = loss - record.values.get("refinement_nll", math.nan) + bias
+        renamed = _renamed(record) - record.values["accuracy"]
+        return (excess >= STATIC_SHARE * loss and excess >= HIGH_NATS) or renamed >= 0.1 or bias >= 0.1 * loss > 0.005
+
+    return _state("loss-high-for-accuracy", stream, holds)
+
+
+def stuck(stream: Stream, is_open: bool) -> Opening | None:
+    """Accuracy never rose above chance, or does not move at all."""
+    series, accuracies = stream.series, stream.accuracies
+    recent = [value for value in accuracies[-CONSTANT_EVALUATIONS:] if math.isfinite(value)]
+    if len(recent) < CONSTANT_EVALUATIONS:
+        return None
+    constant = len(set(accuracies)) == 1 and accuracies[-1] < 0.999
+    if not constant and len(series) < STUCK_EVALUATIONS:
+        return None
+    current = series[-1]
+    if "nll" in current.values:
+        evidence = stream.evidence(current)
+        prior = evidence.label_entropy
+        refined = median(record.values.get("refinement_nll", math.nan) for record in series[-CONSTANT_EVALUATIONS:])
+        spread = max(0.02 * prior, 2.58 * current.values.get("nll_standard_error", 0.0))
+        chance = current.values.get("majority_rate", math.nan) + 2.58 * current.values["accuracy_standard_error"]
+        if not (refined >= prior - spread and median(recent) <= chance):
+            return None
+    else:
+        losses = stream.losses
+        first, last = (median(part) for part in (losses[:CONSTANT_EVALUATIONS], losses[-CONSTANT_EVALUATIONS:]))
+        unmoved = abs(last - first) < 0.02 * abs(first)
+        finite = [value for value in accuracies if math.isfinite(value)]
+        pinned = max(finite) - min(finite) <= 0.005 and finite[-1] < 0.99
+        if not (constant or (unmoved and pinned)):
+            return None
+        evidence = stream.evidence(current)
+    return Opening("accuracy-stuck", evidence, series[0].epoch)
+
+
+def logged_differs(stream: Stream, is_open: bool) -> Opening | None:
+    """A loss or an accuracy that the user logs is not that of the captured logits."""
+    evidence = stream.evidence(stream.series[-1])
+    if wrong_accuracy(evidence) is None and loss_mismatch(evidence) is None:
+        return None
+    return Opening("logged-differs", evidence, stream.series[-1].epoch)
+
+
+def better_than_train(stream: Stream, is_open: bool) -> Opening | None:
+    """Validation rows are the same as training rows."""
+    current = stream.series[-1]
+    if not (current.arrays.get("duplicates") or 0.0) >= DUPLICATES_SHARE:
+        return None
+    return Opening("val-better-than-train", stream.evidence(current), current.epoch)
+
+
+def train_eval_gap(stream: Stream, is_open: bool) -> Opening | None:
+    """Training rows score far worse in eval mode than in train mode, in two of three evaluations."""
+    probe = stream.train_probe
+    if len(stream.series) < 3 or len(probe) < 3:
+        return None
+    last = stream.series[-1]
+    evidence = stream.evidence(last)
+    if train_eval_mismatch(evidence) is None:
+        return None
+    return Opening("train-eval-gap", evidence, last.epoch)
+
+
+def not_finite(stream: Stream, is_open: bool) -> Opening | None:
+    """Rows of the newest evaluation have NaN or infinite logits, or its loss is not a number."""
+    newest = stream.newest
+    rows = newest.arrays.get("excluded", {}).get("non_finite", 0)
+    if not rows and (newest.num_rows == 0 or math.isfinite(loss_of(newest))):
+        return None
+    if not rows and "nll" not in newest.values and not newest.logged:
+        return None
+    series = [*(record for record in stream.series if record is not newest), newest]
+    other = Stream(series, newest, stream.train, stream.train_probe, stream.accuracy_margin)
+    return Opening("non-finite", other.evidence(newest), newest.epoch)
+
+
+def settled(losses: list[float]) -> bool:
+    """Whether the loss no longer falls: between the halves of its last third (of 10 evaluations at least) it fell by
+    less than half the practical floor.
+    """
+    recent = losses[-max(LASTING, len(losses) // 3) :]
+    if len(recent) < LASTING:
+        return False
+    before, after = median(recent[: len(recent) // 2]), median(recent[len(recent) // 2 :])
+    return after > before - practical_floor(after) / 2
+
+
+def _state(event: str, stream: Stream, holds: Callable[[Record], bool]) -> Opening | None:
+    """A state of the newest record; it lasts if it held for some evaluations in which the loss did not fall."""
+    series = stream.series
+    held = 0
+    for record in reversed(series):
+        if not holds(record):
+            break
+        held += 1
+    if not held:
+        return None
+    outside_fit = series[-1].stage in ("validate", "test")
+    lasting = outside_fit or (held >= LASTING and settled(stream.losses))
+    return Opening(event, stream.evidence(series[-1]), series[-held].epoch, lasting=lasting)
+
+
+def _renamed(record: Record) -> float:
+    """Accuracy with each class renamed to the one that its rows are mostly given to; 0 unless that is a permutation."""
+    confusion = record.arrays.get("confusion")
+    total = sum(map(sum, confusion)) if confusion else 0
+    if total < 30:
+        return 0.0
+    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
+    return sum(map(max, confusion)) / total if len(set(places)) == len(places) else 0.0
