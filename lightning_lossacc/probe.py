@@ -6,34 +6,47 @@ items, chosen by a hash of their position in the data set, with their NLL, corre
 at the current evaluation and at one or more references. A paired difference also has a smaller error: a factor 2 in z
 is common.
 
-Legend: M items of the probe, I items of a batch; s_i, c_i, n_i summed NLL, correct rows and rows of item i.
+Of the current evaluation alone it keeps the logits as well, where there are few classes and an item is one row: from
+them come the fits of `fits.py`, the confusion matrix, and rows that another probe holds too.
+
+Legend: M items of the probe, I items of a batch, C classes, K logits a row (C, or 1 for the binary task), T
+temperatures; s_i, c_i, n_i summed NLL, correct rows and rows of item i.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lossacc import kernels, refinement
+from lightning_lossacc import fits, kernels, matches, refinement
 from lightning_lossacc.sums import Layout
 
-# Columns of an evaluation's items; a current one has NLL and slope on the grid from REFINED on, a kept one has there
-# the NLL at its own best temperature, so that a reference costs 48 bytes an item.
-ROWS, NLL, CORRECT, TARGET, PREDICTED, REFINED = range(6)
+# Columns of an evaluation's items; a current one has NLL and slope on the grid from REFINED on and its logits after
+# them, a kept one has there the NLL at its own best temperature and the part of its NLL that its margin alone would
+# have, so that a reference costs 56 bytes an item.
+ROWS, NLL, CORRECT, TARGET, PREDICTED, REFINED, MARGIN_NLL = range(7)
 WORST_ITEMS = 8
+# Logits are kept for at most so many classes: 4 MB for 8 192 items.
+LOGIT_CLASSES = 64
+# One evaluation is compared with several references and kept, always at its own temperature.
+_weights = lru_cache(maxsize=8)(refinement.interpolation_weights)
+FITTED_ITEMS = 2048
 
 
 class Reference(NamedTuple):
-    """A kept evaluation: where it was, its temperature, and its items."""
+    """A kept evaluation: where it was, its temperature, bounds of its NLL after one temperature, and its items."""
 
     epoch: int
     global_step: int
     temperature: float
     nll: float
-    items: Tensor  # (M, 6) float64 on the host
+    bounds: list[float]  # certified lower and upper bound of the probe's NLL after one temperature, nats
+    items: Tensor  # (M, 7) float64 on the host
 
 
 class Probe:
@@ -51,7 +64,10 @@ class Probe:
         self.layout = layout
         self.positions = _chosen(num_items, limit).to(device)  # (M,) ascending positions in the data set
         self.references: dict[str, Reference] = {}
-        width = REFINED + 2 * len(layout.temperatures)
+        single = 1 if layout.task == "binary" else layout.num_classes
+        self.num_logits = single if layout.num_classes <= LOGIT_CLASSES else 0  # K; 0 where none are kept
+        self._first_logit = REFINED + 2 * len(layout.temperatures)
+        width = self._first_logit + self.num_logits
         with torch.inference_mode(False):
             # One row more than items: batches write what is not in the probe there, without asking the host.
             self.current = torch.zeros(len(self.positions) + 1, width, dtype=torch.float64, device=device)
@@ -66,6 +82,11 @@ class Probe:
         slot = torch.searchsorted(self.positions, position).clamp_(max=len(self.positions) - 1)
         known = self.positions[slot] == position
         values = kernels.item_values(preds, target, self.layout)
+        if self.num_logits:
+            logits, _ = kernels.canonical(preds, target, self.layout)  # (I, K, R)
+            # Items of several rows have no logits of their own; NaN says so in every one of them.
+            row = logits[:, :, 0] if logits.shape[2] == 1 else logits.new_full(logits.shape[:2], math.nan)
+            values = torch.cat((values, row.double()), dim=1)
         self.current[torch.where(known, slot, len(self.positions))] = values
 
     def clear(self) -> None:
@@ -73,49 +94,120 @@ class Probe:
         self.current.zero_()
 
     def items(self, temperature: float) -> Tensor:
-        """The current evaluation on the host, (M, 6) float64, refined by `temperature` (NaN without a grid)."""
+        """The current evaluation on the host, (M, 7) float64, refined by `temperature` (NaN without a grid); the last
+        column is NaN where no logits are kept.
+        """
         current = self.current[:-1].cpu()
-        items = torch.full((len(current), REFINED + 1), math.nan, dtype=torch.float64)
+        items = torch.full((len(current), MARGIN_NLL + 1), math.nan, dtype=torch.float64)
         items[:, :REFINED] = current[:, :REFINED]
         if self.layout.temperatures and math.isfinite(temperature):
-            weights = refinement.interpolation_weights(self.layout.temperatures, temperature)
-            items[:, REFINED] = current[:, REFINED:] @ torch.tensor(weights, dtype=torch.float64)
+            weights = _weights(self.layout.temperatures, temperature)
+            items[:, REFINED] = current[:, REFINED : self._first_logit] @ torch.tensor(weights, dtype=torch.float64)
+        if self.num_logits:
+            items[:, MARGIN_NLL] = _margin_nll(current[:, self._first_logit :], current[:, TARGET].long())
+            items[current[:, ROWS] == 0, MARGIN_NLL] = 0.0
         return items
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Positions (n,), logits (n, K) and targets (n,) of the counted items, on the host.
+
+        None where logits are not kept (more than 64 classes, several rows an item) or no item was counted.
+        """
+        if not self.num_logits:
+            return None
+        current = self.current[:-1].cpu()
+        seen = current[:, ROWS] > 0
+        logits = current[seen, self._first_logit :]
+        if not len(logits) or bool(logits.isnan().any()):
+            return None
+        return self.positions.cpu()[seen], logits, current[seen, TARGET].long()
+
+    def fits(self, limit: int = FITTED_ITEMS) -> dict[str, Any]:
+        """Cross-fitted NLL after one temperature, with a bias and with a scale per class; see `fits.cross_fitted`.
+
+        Half of the items, by a hash of their position, is fitted and the other half measured, so that the halves stay
+        the same over evaluations. At most `limit` items are used. Empty where logits are not kept, or where a class is
+        missing in a half.
+        """
+        rows = self.rows()
+        if rows is None:
+            return {}
+        position, logits, target = rows
+        mixed = _mixed(position)
+        used = torch.argsort(mixed, stable=True)[:limit]
+        logits = logits[used]
+        if self.layout.task == "binary":
+            logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
+        return fits.cross_fitted(logits, target[used], (mixed[used] & 1).bool())
+
+    def confusion(self) -> list[list[int]] | None:
+        """Rows by target and predicted class, C lists of C; None where logits are not kept (see `rows`)."""
+        if self.rows() is None:
+            return None
+        current = self.current[:-1].cpu()
+        seen = current[:, ROWS] > 0
+        classes = self.layout.num_classes
+        cell = classes * current[seen, TARGET].long() + current[seen, PREDICTED].long()
+        return torch.bincount(cell, minlength=classes**2).view(classes, classes).tolist()
+
+    def duplicates(self, other: Probe) -> float | None:
+        """Share of this probe's rows that the other probe holds too, by equal logits and targets; see
+        `matches.shared_rows`. None where either keeps no logits, or nothing can be said.
+        """
+        ours, theirs = self.rows(), other.rows()
+        if ours is None or theirs is None or ours[1].shape[1] != theirs[1].shape[1]:
+            return None
+        return matches.shared_rows(ours[1], ours[2], theirs[1], theirs[2])
 
     def compare(self, name: str, temperature: float) -> dict[str, Any] | None:
         """The current evaluation against the reference `name`; None without one, or if the items are not the same."""
         reference = self.references.get(name)
         if reference is None:
             return None
-        result = compare(reference.items, self.items(temperature), self.positions.tolist())
+        hard_nll = math.log(self.layout.num_classes) + 1
+        result = compare(reference.items, self.items(temperature), self.positions.tolist(), hard_nll)
         if result is None:
             return None
+        bounds = {"refinement_bounds_before": list(reference.bounds), "refinement_bounds_after": self._bounds()}
         return {
             "reference_epoch": reference.epoch,
             "reference_step": reference.global_step,
             "full_reference_nll": reference.nll,
             "temperature_before": reference.temperature,
             "temperature_after": temperature,
+            **(bounds if "refinement_change" in result else {}),
             **result,
         }
 
     def keep(self, name: str, epoch: int, global_step: int, temperature: float, nll: float) -> None:
         """Makes the current evaluation the reference `name`."""
-        self.references[name] = Reference(epoch, global_step, temperature, nll, self.items(temperature))
+        items = self.items(temperature)
+        self.references[name] = Reference(epoch, global_step, temperature, nll, self._bounds(), items)
+
+    def _bounds(self) -> list[float]:
+        """Certified lower and upper bound of the NLL after the probe's own best temperature, nats; NaN where none."""
+        current = self.current[:-1].cpu()
+        rows, size = float(current[:, ROWS].sum()), len(self.layout.temperatures)
+        if not rows or not size:
+            return [math.nan, math.nan]
+        grid = (current[:, REFINED : self._first_logit].sum(0) / rows).tolist()
+        best = refinement.best_temperature(self.layout.temperatures, grid[:size], grid[size:])
+        return [best.lower, best.upper]
 
     def state(self) -> dict[str, Any]:
         """References as tensors and primitives, for a checkpoint that is read with `weights_only`."""
         return {name: list(reference) for name, reference in self.references.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes references back; those of another number of items are dropped."""
+        """Takes references back; those of another number of items or of an older version are dropped."""
         for name, fields in state.items():
-            reference = Reference(*fields)
-            if reference.items.shape == (len(self.positions), REFINED + 1):
-                self.references[name] = reference
+            if len(fields) == len(Reference._fields):
+                reference = Reference(*fields)
+                if reference.items.shape == (len(self.positions), MARGIN_NLL + 1):
+                    self.references[name] = reference
 
 
-def compare(before: Tensor, after: Tensor, positions: list[int]) -> dict[str, Any] | None:
+def compare(before: Tensor, after: Tensor, positions: list[int], hard_nll: float = math.inf) -> dict[str, Any] | None:
     """Paired change between two evaluations of the same items, as plain numbers.
 
     With d_i = s_i(after) - s_i(before) and n = sum n_i: the change is sum d_i / n, and its standard error
@@ -124,8 +216,10 @@ def compare(before: Tensor, after: Tensor, positions: list[int]) -> dict[str, An
     to the whole change.
 
     Args:
-        before, after: (M, 6) rows, NLL, correct rows, target, predicted class, refined NLL of each item.
+        before, after: (M, 7) rows, NLL, correct rows, target, predicted class, refined NLL and NLL of the margin alone
+            of each item.
         positions: position of each item in the data set.
+        hard_nll: items with a larger NLL a row before were hard then: given to another class with confidence, nats.
 
     Returns:
         A dictionary of numbers, or None if fewer than two items or another set of rows was seen.
@@ -154,6 +248,10 @@ def compare(before: Tensor, after: Tensor, positions: list[int]) -> dict[str, An
         "nll_change_winsorised": float(((change / rows).clamp(low, high) * rows).sum()) / total,
         "accuracy_change": float(correct_change.sum()) / total,
         "accuracy_change_error": _paired_error(correct_change, rows),
+        "hard": {
+            "items": int((hard := before[:, NLL] / rows > hard_nll).sum()),
+            "change": math.fsum(change[hard].tolist()) / total,
+        },
         "groups": _groups(before, after, change, rows, total),
         "worst": _worst(index, before, after, change, rows, total),
     }
@@ -165,7 +263,27 @@ def compare(before: Tensor, after: Tensor, positions: list[int]) -> dict[str, An
             "refinement_change": float(refined.sum()) / total,
             "refinement_change_error": _paired_error(refined, rows),
         }
+    by_margin = after[:, MARGIN_NLL] - before[:, MARGIN_NLL]
+    if bool(torch.isfinite(by_margin).all()):
+        result |= {
+            "margin_nll_change": math.fsum(by_margin.tolist()) / total,
+            "margin_nll_change_error": _paired_error(by_margin, rows),
+        }
     return result
+
+
+def _margin_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """NLL that the margin alone would have, ln(1 + exp(-margin)): the target against its strongest rival, (M,) nats.
+
+    Args:
+        logits: (M, C), or (M, 1) for the binary task.
+        target: (M,); entries out of range are read as class 0 and mean nothing.
+    """
+    if logits.shape[1] == 1:
+        return F.softplus(torch.where(target == 1, -logits[:, 0], logits[:, 0]))
+    index = target.clamp(0, logits.shape[1] - 1)[:, None]
+    rival = logits.scatter(1, index, -math.inf).amax(1)
+    return F.softplus(rival - logits.gather(1, index)[:, 0])
 
 
 def _paired_error(change: Tensor, rows: Tensor) -> float:
@@ -227,7 +345,12 @@ def _chosen(num_items: int, limit: int) -> Tensor:
     position = torch.arange(num_items)
     if num_items <= limit:
         return position
+    return torch.argsort(_mixed(position), stable=True)[:limit].sort().values
+
+
+def _mixed(position: Tensor) -> Tensor:
+    """A hash of positions in [0, 2^32)."""
     mixed = position * 0x9E3779B1 + 0x7F4A7C15
     mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
     mixed = (mixed ^ (mixed >> 12)) * 0x297A2D39
-    return torch.argsort((mixed ^ (mixed >> 15)) & 0xFFFFFFFF, stable=True)[:limit].sort().values
+    return (mixed ^ (mixed >> 15)) & 0xFFFFFFFF

@@ -68,6 +68,8 @@ EVENTS: dict[str, str] = {
     "loss-down-accuracy-flat": "the loss fell and accuracy stayed within its margin",
     "accuracy-stuck": "accuracy never rose above chance, or does not move at all",
     "accuracy-equals-class-share": "accuracy is the share of one class, which nearly all rows are given to",
+    "accuracy-hides-classes": "frequent classes carry the accuracy and rare ones are mostly missed",
+    "few-items": "the validation set is so small that single items move everything",
     "loss-high-for-accuracy": "the loss of one evaluation is far above what these answers cost with fitting confidence",
     "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
     "plateau": "the loss has stopped moving far above zero",
@@ -84,6 +86,7 @@ _LOSS_UP = (
     "label-mapping-mismatch",
     "train-eval-mismatch",
     "learning-rate-too-high",
+    "over-regularisation",
     "validation-too-small",
     "prior-shift",
     "majority-collapse",
@@ -106,20 +109,26 @@ ORDER: dict[str, tuple[str, ...]] = {
         "learning-rate-too-low",
         "learning-rate-too-high",
         "over-regularisation",
+        "validation-too-small",
         "label-mapping-mismatch",
+        "prior-shift",
         "majority-collapse",
         "nothing-learned",
     ),
+    "accuracy-hides-classes": ("prior-shift", "class-imbalance"),
+    "few-items": ("validation-too-small",),
     "accuracy-equals-class-share": (
         "blow-up",
         "dead-activations",
         "learning-rate-too-low",
         "learning-rate-too-high",
         "over-regularisation",
+        "prior-shift",
         "majority-collapse",
         "class-imbalance",
     ),
     "loss-high-for-accuracy": (
+        "blow-up",
         "double-softmax",
         "label-mapping-mismatch",
         "train-eval-mismatch",
@@ -149,7 +158,7 @@ ORDER: dict[str, tuple[str, ...]] = {
 INFO_CAUSES = ("confidence-growth", "scale-growth", "capacity-limit", "loss-mismatch")
 INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
 # Ordinary unless a cause is found.
-NEEDS_CAUSE = ("plateau", "logged-differs", "non-finite", "train-eval-gap")
+NEEDS_CAUSE = ("plateau", "logged-differs", "non-finite", "train-eval-gap", "loss-high-for-accuracy")
 
 
 def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
+from lightning_lossacc.diagnosis.floors import label_entropy
 from lightning_lossacc.history import Record
 
 RELATIVE_FLOOR = 0.05  # of the reference NLL
@@ -130,15 +131,24 @@ def loss_up(stream: Stream, is_open: bool) -> Opening | None:
         shift = loss_rise(losses)
         if shift is not None and change >= floor:
             onset = shift.onset
-        elif (
-            len(series) >= trends.MIN_EVALUATIONS or paired is None or change < floor or not shown(paired, len(series))
-        ):
+        elif not _shown_early(series, reference, change, floor):
             return None
     evidence = stream.evidence(reference, paired)
     kind = evidence.accuracy.kind
     words = kind if kind in ("flat", "not-down", "up", "down") else "undecided"
     epoch = series[min(onset, len(series) - 1)].epoch
     return Opening(f"loss-up-accuracy-{words}", evidence, epoch, abs(evidence.full_nll_change))
+
+
+def _shown_early(series: list[Record], reference: Record, change: float, floor: float) -> bool:
+    """Before jitter can be told: a paired rise from a reference that had learned something."""
+    paired = series[-1].paired.get("nll")
+    if len(series) >= trends.MIN_EVALUATIONS or len(series) < 3 or paired is None or change < floor:
+        return False
+    rows = reference.arrays.get("classes", {}).get("rows", [])
+    if rows and reference.values.get("refinement_nll", math.nan) > 0.9 * label_entropy(rows):
+        return False
+    return shown(paired, len(series))
 
 
 def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:

@@ -8,20 +8,20 @@ from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.diagnosis.floors import constant_confidence_nll
 
-# A rise is over-confidence when less than this share of it can be left after one temperature.
+# Of a rise, the share that is left after one temperature: below the first it is over-confidence, above the second it is
+# overfitting. The estimate must lie there and its interval must not reach the other one's region; else it is mixed.
 OVERCONFIDENCE_SHARE = 0.25
-# A rise is overfitting when more than this share of it is certainly left after one temperature.
 OVERFITTING_SHARE = 0.50
 # One evaluation is called over- or under-confident when one temperature takes this share of its loss away.
-STATIC_SHARE = 0.25
+STATIC_SHARE = 0.20
 
 
 def over_confidence(evidence: Evidence) -> Cause | None:
     """The loss rose because the probabilities became too large; one temperature takes the rise back.
 
-    What it finds: the upper end of the 99 % interval of the change after one temperature is below 25 % of the rise,
-        and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes a large
-        part of the loss away. From a log of scalars: a constant confidence of 1 - e would score better (certificate).
+    What it finds: less than 25 % of the rise is left after one temperature, the 99 % interval of that share stays below
+        50 %, and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes a
+        fifth of the loss or more away. From a log of scalars: a constant confidence of 1 - e would score better.
     Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
     Evidence it needs: paired rows and the temperature grid.
     What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the
@@ -35,8 +35,8 @@ def over_confidence(evidence: Evidence) -> Cause | None:
     if evidence.is_static:
         return _miscalibrated(evidence, "over-confidence", evidence.temperature > 1)
     change, low, high = evidence.refinement_change
-    _, _, highest_share = evidence.refinement_share
-    if not highest_share < OVERCONFIDENCE_SHARE or evidence.at_edge:
+    share, _, highest_share = evidence.refinement_share
+    if not (share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE) or evidence.at_edge:
         return None
     grown = evidence.difference("temperature")
     if not (evidence.temperature > 1 and grown > 0):
@@ -83,9 +83,8 @@ def scale_growth(evidence: Evidence) -> Cause | None:
 def mixed(evidence: Evidence) -> Cause | None:
     """Part of the rise is confidence and part is not.
 
-    What it finds: the share of the rise that is left after one temperature is neither certainly small
-        (over-confidence) nor certainly large (overfitting), but its 99 % interval is narrow enough to exclude one of
-        both ends.
+    What it finds: the share of the rise that is left after one temperature is neither small (over-confidence) nor large
+        (overfitting), or too uncertain for one of these names, but its 99 % interval excludes one of both ends.
     Why it matters: a temperature repairs one part, regularisation the other.
     Evidence it needs: paired rows and the temperature grid.
     What to do: both, largest share first.
@@ -96,7 +95,8 @@ def mixed(evidence: Evidence) -> Cause | None:
     too_wide = low <= 0 and high >= 1
     if evidence.at_edge or share != share or too_wide:
         return None
-    if high < OVERCONFIDENCE_SHARE or low > OVERFITTING_SHARE:
+    is_confidence = share < OVERCONFIDENCE_SHARE and high < OVERFITTING_SHARE
+    if is_confidence or (share > OVERFITTING_SHARE and low > OVERCONFIDENCE_SHARE) or evidence.is_static:
         return None
     return Cause(
         "mixed",
@@ -137,8 +137,8 @@ def confidence_growth(evidence: Evidence) -> Cause | None:
 def under_confidence(evidence: Evidence) -> Cause | None:
     """The probabilities are too small for the accuracy; one temperature below 1 takes the loss down.
 
-    What it finds: from one evaluation, a temperature below 1 takes a large part of the loss away; over an interval, the
-        loss rose, less than 25 % of the rise is left after one temperature, and that temperature is below 1 and fell.
+    What it finds: from one evaluation, a temperature below 1 takes a fifth of the loss or more away; over an interval,
+        the loss rose, less than 25 % of the rise is left after one temperature, which is below 1 and fell.
     Why it matters: the answers are as good as before; their probabilities, and every threshold on them, are not.
     Evidence it needs: the temperature grid; paired rows over an interval.
     What to do: less label smoothing, mixup, dropout or weight decay; divide the logits by the temperature.
@@ -151,7 +151,9 @@ def under_confidence(evidence: Evidence) -> Cause | None:
         return _miscalibrated(evidence, "under-confidence", evidence.temperature < 1)
     change, low, high = evidence.refinement_change
     fallen = evidence.difference("temperature")
-    if not (evidence.refinement_share[2] < OVERCONFIDENCE_SHARE and evidence.temperature < 1 and fallen < 0):
+    share, _, highest_share = evidence.refinement_share
+    certain = share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE
+    if not (certain and evidence.temperature < 1 and fallen < 0):
         return None
     if evidence.nll_change <= 0:
         return None
@@ -197,9 +199,9 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
 def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | None:
     """One evaluation whose loss is mostly a matter of one temperature."""
     nll, refined, gain = (evidence.value(key) for key in ("nll", "refinement_nll", "temperature_gain"))
-    if not (is_side and nll - refined >= STATIC_SHARE * nll and gain > 0):
-        return None
     edge = evidence.value("temperature_at_edge") == 1
+    if not (is_side and nll - refined >= STATIC_SHARE * nll and (gain > 0 or edge)):
+        return None
     if edge and evidence.temperature > 1:
         # No temperature is best: such logits say nothing, and that is no matter of confidence alone.
         return None

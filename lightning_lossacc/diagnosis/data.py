@@ -11,12 +11,13 @@ from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 COLLAPSED = 0.99  # share of predictions in one class
 # Fewer items than this can be too few; more are never called too few.
 SMALL_SET = 200
+TINY_SET = 50  # so few are always too few
 
 
 def majority_collapse(evidence: Evidence) -> Cause | None:
     """Every row is given to one class, so that accuracy is the share of that class.
 
-    What it finds: at least 99 % of the predictions are one class.
+    What it finds: at least 99 % of the predictions are one class, in the last five evaluations.
     Why it matters: accuracy says how frequent that class is and nothing about the model.
     Evidence it needs: counts of predicted classes.
     What to do: class weights or resampling; start the last bias at the log shares of the classes; check the learning
@@ -26,7 +27,8 @@ def majority_collapse(evidence: Evidence) -> Cause | None:
     """
     predicted = evidence.current.arrays.get("classes", {}).get("predicted", [])
     share = evidence.value("predicted_majority_rate")
-    if not predicted or not share >= COLLAPSED:
+    last = [record.values.get("predicted_majority_rate", 0.0) for record in evidence.series[-5:]]
+    if not predicted or not min([share, *last]) >= COLLAPSED:
         return None
     place = max(range(len(predicted)), key=predicted.__getitem__)
     name = evidence.current.arrays["classes"]["class"][place]
@@ -179,16 +181,16 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
 def validation_too_small(evidence: Evidence) -> Cause | None:
     """So few items that what moved may be these items alone.
 
-    What it finds: fewer than 200 items, and a change that is within 3 standard errors of its paired difference, or an
-        accuracy that swings by a few rows.
+    What it finds: fewer than 200 items and a change that is within 3 standard errors of its paired difference; fewer
+        than 50 items always.
     Why it matters: on other rows of the same kind the curve may go the other way.
-    Evidence it needs: paired rows; for swings the number of items.
+    Evidence it needs: paired rows; under 50 items only their number.
     What to do: a larger validation set, or cross-validation; at least as many items as the message names.
     When it is wrong: a strong effect can be real on few items; then the paired difference shows it.
     Reference: Jordan 2023; Cameron and Miller 2015.
     """
     items = evidence.current.num_items
-    if not 0 < items < SMALL_SET:
+    if not 0 < items < SMALL_SET or "nll" not in evidence.current.values:
         return None
     if evidence.paired is not None and not evidence.is_static:
         if abs(evidence.nll_score) >= 3:
@@ -197,8 +199,9 @@ def validation_too_small(evidence: Evidence) -> Cause | None:
         line = (
             f"{items} items: the change of {evidence.nll_change:+.4f} is known to {low:+.4f} … {high:+.4f} nats (99 %)"
         )
-    elif evidence.details.get("rows_swung", math.inf) <= 4:
-        line = f"{items} items: accuracy swings by {evidence.details['rows_swung']:.0f} rows"
+    elif items < TINY_SET:
+        spread = 258 * evidence.value("accuracy_standard_error")
+        line = f"{items} items: accuracy on new data is known to ±{spread:.0f} pp (99 %)"
     else:
         return None
     step = 100 / max(evidence.current.num_rows, 1)

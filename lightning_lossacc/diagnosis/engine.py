@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_lossacc.attribution import attribution
-from lightning_lossacc.diagnosis import changes, states
+from lightning_lossacc.diagnosis import changes, movement, states
 from lightning_lossacc.diagnosis.catalogue import INFO_CAUSES, INFO_EVENTS, NEEDS_CAUSE, find_causes
 from lightning_lossacc.diagnosis.changes import ACCURACY_MARGIN, Opening, Stream, required_z, shown
 from lightning_lossacc.diagnosis.event import Cause, Event, Level, Status
@@ -42,11 +42,14 @@ STATES: dict[str, Judge] = {
     "val-better-than-train": states.better_than_train,
     "train-eval-gap": states.train_eval_gap,
     "accuracy-stuck": states.stuck,
+    "few-items": states.few_items,
     "accuracy-equals-class-share": states.class_share,
+    "accuracy-hides-classes": states.hidden_classes,
     "loss-high-for-accuracy": states.loss_high,
+    "plateau": movement.plateau,
 }
 # Seen in one evaluation, so in validate and test as well.
-SINGLE = ("non-finite", "accuracy-equals-class-share", "loss-high-for-accuracy")
+SINGLE = ("non-finite", "accuracy-equals-class-share", "accuracy-hides-classes", "loss-high-for-accuracy")
 
 
 class Diagnosis:
@@ -202,7 +205,7 @@ class Diagnosis:
             evidence=_numbers(evidence),
             attribution={} if evidence.paired is None else attribution(evidence.paired, evidence.full_nll_change),
         )
-        advice = remedies(event.cause, current, best)
+        advice = remedies(event.cause, current, best, (*series, *evidence.train_probe))
         event = event.with_text(advice, "")
         return event.with_text(advice, compose(event, evidence, best.epoch))
 

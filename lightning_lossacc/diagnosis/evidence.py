@@ -80,8 +80,10 @@ class Evidence:
 
     @property
     def refinement_share(self) -> tuple[float, float, float]:
-        """Share of the NLL change that is left after one temperature, with its 99 % interval."""
+        """Share of the NLL change that is left after one temperature, with its 99 % interval; NaN if none changed."""
         change, low, high = self.refinement_change
+        if not self.nll_change:
+            return math.nan, math.nan, math.nan
         return change / self.nll_change, low / self.nll_change, high / self.nll_change
 
     @property

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 
-from lightning_lossacc.diagnosis.confidence import OVERFITTING_SHARE
+from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
 from lightning_lossacc.diagnosis.event import Cause
-from lightning_lossacc.diagnosis.evidence import Evidence
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.03
+# Of the items, how many may be a tail, and of the rise, how much they must carry.
+TAIL_SHARE, TAIL_CARRIES = 0.10, 0.80
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
 SHIFT_DISTANCE = 0.10
-# Validation may lie above training by this share of the loss for both to be on one level.
-LEVEL_SHARE = 0.15
+CERTAIN_DISTANCE = 0.25  # such a distance needs no gain of a bias to matter, if validation is worse than training
+# Training is on the level of validation if its loss is at least this part of it and its accuracy so near.
+LEVEL_SHARE, LEVEL_ACCURACY = 0.60, 0.15
 
 
 def overfitting(evidence: Evidence) -> Cause | None:
     """The loss rose and no temperature takes it back: the ranking of the classes got worse.
 
-    What it finds: the lower end of the 99 % interval of the change after one temperature is above 50 % of the rise.
-        From a log of scalars: accuracy is down while the training loss still falls.
+    What it finds: more than 50 % of the rise is left after one temperature, and the 99 % interval of that share stays
+        above 25 %. From a log of scalars: accuracy is down while the training loss still falls.
     Why it matters: the model at the reference epoch is better, whatever is done to its probabilities.
     Evidence it needs: paired rows and the temperature grid; in a log of scalars accuracy and the training loss.
     What to do: keep the checkpoint with the lowest loss after one temperature; regularise, augment, more data.
@@ -34,7 +37,7 @@ def overfitting(evidence: Evidence) -> Cause | None:
         return _scalar_overfitting(evidence)
     change, low, high = evidence.refinement_change
     share, lowest_share, _ = evidence.refinement_share
-    if evidence.is_static or not lowest_share > OVERFITTING_SHARE:
+    if evidence.is_static or not (share > OVERFITTING_SHARE and lowest_share > OVERCONFIDENCE_SHARE):
         return None
     lines = [f"after one temperature the loss still rose by {change:.4f} nats ({low:+.4f} … {high:+.4f})"]
     against = []
@@ -84,7 +87,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
     if not memory or evidence.is_static or not low > 0:
         return None
     share, items = memory["memorised_share"], memory["items"]
-    if not (share >= MEMORISED_SHARE and share * items >= 5):
+    learned = evidence.train_accuracy > accuracy_of(evidence.current) + 0.05
+    if not (share >= MEMORISED_SHARE and share * items >= 5 and learned):
         return None
     lines = [
         f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch "
@@ -99,30 +103,33 @@ def label_noise(evidence: Evidence) -> Cause | None:
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:
-    """A handful of rows carries the whole rise; for all others the loss did not rise.
+    """A few rows that were given to another class with confidence all along carry the rise; for the others it is small.
 
-    What it finds: with the change of each item clipped to its 0.5 % and 99.5 % quantiles the loss did not rise, and the
-        few worst items carry more than the rise.
-    Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; the model did not change
-        for the rest.
+    What it finds: items that at the reference already had an NLL above ln C + 1, at most a tenth of all, carry at least
+        80 % of the rise.
+    Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
+        is as good as it was.
     Evidence it needs: paired rows.
     What to do: look at the listed rows.
-    When it is wrong: a top-1 % share proves nothing by itself; it is 50 … 130 % in ordinary runs, hence the clipping.
-    Reference: Huber 1964 (winsorised means); Northcutt et al. 2021 (label errors in test sets).
+    When it is wrong: the share of the worst 1 % proves nothing by itself, it is 50 … 130 % in ordinary runs; hence rows
+        are chosen by the reference and not by what became of them.
+    Reference: Northcutt et al. 2021 (label errors in test sets); Huber 1964.
     """
     if evidence.paired is None or evidence.is_static or evidence.nll_change <= 0:
         return None
-    clipped = evidence.paired["nll_change_winsorised"]
-    worst = sum(item["change"] for item in evidence.paired["worst"])
-    if clipped > 0 or not worst >= evidence.nll_change or evidence.paired["items"] < 200:
+    hard, items = evidence.paired.get("hard"), evidence.paired["items"]
+    if not hard or not 3 <= hard["items"] <= TAIL_SHARE * items or items < 100:
         return None
-    count = len(evidence.paired["worst"])
+    share = hard["change"] / evidence.nll_change
+    if not share >= TAIL_CARRIES:
+        return None
     return Cause(
         "hard-tail",
-        share=1.0,
+        share=min(1.0, share),
         evidence=(
-            f"without the extremes the loss changed by {clipped:+.4f} instead of {evidence.nll_change:+.4f} nats",
-            f"{count} of {evidence.paired['items']} items carry {worst:+.4f}",
+            f"{hard['items']} of {items} items, wrong with confidence at epoch {evidence.reference.epoch} already, "
+            f"carry {hard['change']:+.4f} of {evidence.nll_change:+.4f} nats",
+            f"all others changed by {evidence.nll_change - hard['change']:+.4f}",
         ),
     )
 
@@ -155,7 +162,8 @@ def prior_shift(evidence: Evidence) -> Cause | None:
     """Classes occur in other shares than in training; a bias a class repairs it, a temperature does not.
 
     What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and a bias
-        for each class (cross-fitted) lowers the loss certainly, beyond one temperature.
+        for each class (cross-fitted) lowers the loss certainly, beyond one temperature; or they differ by 25 pp or more
+        and the loss is more than 1.5 times that of training rows.
     Why it matters: the model is fine for the shares that it was trained on.
     Evidence it needs: class counts of training, and the fits on the probe (C <= 64).
     What to do: add log(new share / old share) to the logits (logit adjustment); split with stratification.
@@ -165,21 +173,25 @@ def prior_shift(evidence: Evidence) -> Cause | None:
     before, after = evidence.current.arrays.get("train_classes"), evidence.class_rows
     fits = evidence.current.arrays.get("fits") or {}
     gain, error = fits.get("bias_gain", math.nan), fits.get("bias_gain_error", math.nan)
-    if not before or len(before) != len(after) or not sum(before) or not gain > 3 * error:
+    if not before or len(before) != len(after) or not sum(before):
         return None
     order = evidence.current.arrays["classes"]["class"]
     shares = [(before[index] / sum(before), rows / sum(after)) for index, rows in zip(order, after, strict=True)]
     distance = sum(abs(first - second) for first, second in shares) / 2
-    if not distance >= SHIFT_DISTANCE:
+    is_worse = distance >= CERTAIN_DISTANCE and evidence.value("nll") > 1.5 * evidence.train_nll
+    if not distance >= SHIFT_DISTANCE or not (gain > 3 * error or is_worse):
         return None
+    saved = f"one bias a class saves {gain:.4f} ± {2.58 * error:.4f} nats beyond one temperature"
+    if not gain > 3 * error:
+        saved = f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows"
     moved = max(range(len(shares)), key=lambda place: abs(shares[place][0] - shares[place][1]))
     return Cause(
         "prior-shift",
-        share=min(1.0, gain / evidence.value("nll")),
+        share=math.nan,
         evidence=(
             f"class shares differ by {100 * distance:.0f} pp (class {order[moved]}: {100 * shares[moved][0]:.0f} % in "
             f"training, {100 * shares[moved][1]:.0f} % here)",
-            f"one bias a class saves {gain:.4f} ± {2.58 * error:.4f} nats beyond one temperature",
+            saved,
         ),
     )
 
@@ -187,8 +199,8 @@ def prior_shift(evidence: Evidence) -> Cause | None:
 def capacity_limit(evidence: Evidence) -> Cause | None:
     """Training and validation stand on one level and neither moves: the model or its features can do no better.
 
-    What it finds: the loss has been flat, training and validation losses differ by less than 15 %, the best temperature
-        is near 1, and far more than the prior was learnt, though not all.
+    What it finds: the loss has been flat, that of training rows is at least 60 % of it and their accuracy within 15 pp,
+        the best temperature is near 1, and more than the prior was learnt, though far from all.
     Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
     Evidence it needs: a plateau, and the NLL of training rows.
     What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
@@ -200,8 +212,9 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
     if not (math.isfinite(nll) and math.isfinite(train) and evidence.details.get("plateau")):
         return None
     refined = evidence.value("refinement_nll")
-    level = abs(nll - train) <= LEVEL_SHARE * nll and 0.6 <= evidence.temperature <= 1.6
-    if not (level and 0.15 * prior < refined < 0.97 * prior):
+    level = train >= LEVEL_SHARE * nll and 0.6 <= evidence.temperature <= 1.6
+    near = abs(evidence.train_accuracy - accuracy_of(evidence.current)) <= LEVEL_ACCURACY
+    if not (level and near and train > 0.15 * prior and 0.15 * prior < refined < 0.97 * prior):
         return None
     return Cause(
         "capacity-limit",

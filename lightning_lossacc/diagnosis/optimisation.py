@@ -18,8 +18,8 @@ BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 def blow_up(evidence: Evidence) -> Cause | None:
     """The loss explodes on training rows as well, or stops being a number.
 
-    What it finds: rows or gradients that are not finite, or a loss of many times its reference and beyond that of
-        guessing, with a training loss that has risen too.
+    What it finds: rows or gradients that are not finite; a loss of more than three times that of guessing, in training
+        as well; or a loss of many times its reference with a training loss that has risen too.
     Why it matters: the weights have left the region in which they were learning; later epochs seldom come back.
     Evidence it needs: the loss; the training loss where it is known.
     What to do: a lower learning rate, gradient clipping, warm-up; full precision for the loss; look at the batch at
@@ -34,10 +34,14 @@ def blow_up(evidence: Evidence) -> Cause | None:
     if steps > 0:
         return Cause("blow-up", math.nan, (f"{steps:.0f} sampled training steps had a gradient that is not finite",))
     train = evidence.train_losses
+    chance = math.log(evidence.num_classes) if evidence.num_classes else math.inf
+    now = loss_of(evidence.current)
+    if train and min(now, train[-1]) > 3 * chance:
+        line = f"loss {now:.3g} here and {train[-1]:.3g} in training; guessing costs {chance:.3g}"
+        return Cause("blow-up", 1.0, (line,))
     if len(train) < 2 or evidence.is_static:
         return None
-    chance = math.log(evidence.num_classes) if evidence.num_classes else math.inf
-    before, now, lowest = loss_of(evidence.reference), loss_of(evidence.current), min(train)
+    before, lowest = loss_of(evidence.reference), min(train)
     beyond = now > BLOW_UP * before and (now > 2 * chance or chance == math.inf)
     if not (beyond and train[-1] > 2 * lowest and train[-1] > 0.5 * min(chance, now)):
         return None
@@ -72,7 +76,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     prior = evidence.label_entropy
     # A training loss near zero has nothing left to lose; only one that matters can be too high.
     matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
-    risen = level > 1.25 * lowest + 0.02
+    risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
     if not (matters and (swing > 0.3 or risen)):
         return None
     if not ratio >= HIGH_RATIO and not (swing > 0.3 and risen):
@@ -137,8 +141,9 @@ def dead_activations(evidence: Evidence) -> Cause | None:
 def over_regularisation(evidence: Evidence) -> Cause | None:
     """A penalty or dropout rules the weights: training rows are not learnt either, and confidence is too low.
 
-    What it finds: training and validation stand on one poor level, the best temperature is below 0.8, and a penalty of
-        at least 5 % of the loss, or dropout of at least 0.6, is in use.
+    What it finds: training and validation stand on one poor level; and either the best temperature is below 0.8 beside
+        a penalty of at least 5 % of the loss or dropout of at least 0.6, or weight decay has shrunk the weights to less
+        than a third of what they were.
     Why it matters: more epochs do not help; the optimum of the penalised loss has been reached.
     Evidence it needs: `watch` for the penalty and dropout, and the training loss.
     What to do: a smaller weight decay or dropout, by the factor named.
@@ -147,11 +152,16 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     """
     nll, train = evidence.value("nll"), evidence.train_nll
     penalty, dropout = evidence.context("penalty"), evidence.context("dropout")
-    if not (math.isfinite(nll) and train > 0.7 * nll and evidence.temperature < 0.8):
+    if not (
+        math.isfinite(nll) and train > 0.7 * nll and evidence.value("refinement_nll") > 0.1 * evidence.label_entropy
+    ):
         return None
-    if not evidence.value("refinement_nll") > 0.1 * evidence.label_entropy:
+    lines, norms = [], evidence.context_column("weight_norm")
+    decay = evidence.context("weight_decay")
+    if decay >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3:
+        lines.append(f"norm of the weights {max(norms):.3g} → {norms[-1]:.3g}, weight decay {decay:.2g}")
+    if not lines and not evidence.temperature < 0.8:
         return None
-    lines = []
     if penalty >= 0.05 * nll:
         lines.append(
             f"penalty {penalty:.3g} nats beside an NLL of {nll:.3g}, decay {evidence.context('weight_decay'):.2g}"
@@ -165,6 +175,7 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
 
 
 def _swing(values: list[float]) -> float:
-    """Median of the absolute steps between neighbours."""
-    steps = [abs(second - first) for first, second in itertools.pairwise(values)]
-    return median(steps) if steps else 0.0
+    """Median size of the swings: half the absolute second difference, which a smooth fall does not have."""
+    steps = [second - first for first, second in itertools.pairwise(values)]
+    turns = [abs(second - first) / 2 for first, second in itertools.pairwise(steps)]
+    return median(turns) if turns else 0.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED
+from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.floors import constant_confidence_nll
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE
@@ -39,6 +40,28 @@ def class_share(stream: Stream, is_open: bool) -> Opening | None:
     return _state("accuracy-equals-class-share", stream, holds)
 
 
+def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
+    """Frequent classes carry the accuracy, and rare ones are mostly missed."""
+
+    def holds(record: Record) -> bool:
+        values = record.values
+        if not values.get("predicted_majority_rate", 1.0) < COLLAPSED:
+            return False
+        if "classes" not in record.arrays:
+            return values["accuracy"] - values.get("balanced_accuracy", math.nan) >= 0.15
+        return class_imbalance(replace(stream.evidence(record), current=record)) is not None
+
+    return _state("accuracy-hides-classes", stream, holds)
+
+
+def few_items(stream: Stream, is_open: bool) -> Opening | None:
+    """So few items that one of them moves everything."""
+    newest = stream.series[-1]
+    if not newest.num_items < TINY_SET or len(stream.series) < 3 or "nll" not in newest.values:
+        return None
+    return Opening("few-items", stream.evidence(newest), newest.epoch)
+
+
 def loss_high(stream: Stream, is_open: bool) -> Opening | None:
     """The loss of one evaluation is far above what the same answers cost with fitting confidence."""
     series = stream.series
@@ -67,14 +90,15 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
     if len(recent) < CONSTANT_EVALUATIONS:
         return None
     constant = len(set(accuracies)) == 1 and accuracies[-1] < 0.999
-    if not constant and len(series) < STUCK_EVALUATIONS:
-        return None
     current = series[-1]
-    if "nll" in current.values:
+    is_log = "nll" not in current.values
+    if len(series) < STUCK_EVALUATIONS and not (constant and is_log):
+        return None
+    if not is_log:
         evidence = stream.evidence(current)
         prior = evidence.label_entropy
         refined = median(record.values.get("refinement_nll", math.nan) for record in series[-CONSTANT_EVALUATIONS:])
-        spread = max(0.02 * prior, 2.58 * current.values.get("nll_standard_error", 0.0))
+        spread = min(0.05 * prior, max(0.02 * prior, 2.58 * current.values.get("nll_standard_error", 0.0)))
         chance = current.values.get("majority_rate", math.nan) + 2.58 * current.values["accuracy_standard_error"]
         if not (refined >= prior - spread and median(recent) <= chance):
             return None
@@ -87,7 +111,7 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
         if not (constant or (unmoved and pinned)):
             return None
         evidence = stream.evidence(current)
-    return Opening("accuracy-stuck", evidence, series[0].epoch)
+    return Opening("accuracy-stuck", evidence, series[0].epoch, lasting=is_log or settled(stream.losses))
 
 
 def logged_differs(stream: Stream, is_open: bool) -> Opening | None:
@@ -153,8 +177,15 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool]) -> Openi
     if not held:
         return None
     outside_fit = series[-1].stage in ("validate", "test")
-    lasting = outside_fit or (held >= LASTING and settled(stream.losses))
+    lasting = outside_fit or (held >= LASTING and (settled(stream.losses) or _stays_miscalibrated(series)))
     return Opening(event, stream.evidence(series[-1]), series[-held].epoch, lasting=lasting)
+
+
+def _stays_miscalibrated(series: list[Record]) -> bool:
+    """Whether the best temperature stays as far from 1 as it was, over the last evaluations."""
+    distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in series[-LASTING:]]
+    half = len(distances) // 2
+    return median(distances[half:]) > 0.85 * median(distances[:half]) > 0.3
 
 
 def _renamed(record: Record) -> float:

@@ -1,0 +1,437 @@
+"""Each cause by itself: one situation that it names, and near misses, each a single number away, that it does not.
+
+The situations are plain numbers, so that a reader sees what decides. Whole runs are in `test_diagnosis.py`, real
+trainings in `benchmarks/bench_diagnosis.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from lightning_lossacc.diagnosis.catalogue import EVENTS, HEADINGS, INFO_CAUSES, ORDER, RULES, explain, find_causes
+from lightning_lossacc.diagnosis.evidence import Evidence
+from lightning_lossacc.history import Record
+from lightning_lossacc.trends import Verdict
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What changes in a healthy classifier of 10 classes, 1000 items: numbers of the evaluation, its reference, the
+    paired comparison, training, and the series."""
+
+    values: Numbers = field(default_factory=dict)
+    before: Numbers = field(default_factory=dict)
+    arrays: Numbers = field(default_factory=dict)
+    before_arrays: Numbers = field(default_factory=dict)
+    logged: Numbers = field(default_factory=dict)
+    context: Numbers = field(default_factory=dict)
+    paired: Numbers | None = field(default_factory=dict)
+    accuracy: str = "flat"
+    accuracy_change: float = 0.0
+    train: tuple[float, ...] = ()
+    probe: Numbers | None = None
+    memory: Numbers | None = None
+    details: Numbers = field(default_factory=dict)
+    items: int = 1000
+    static: bool = False
+    scalars: bool = False
+
+    def but(self, **changes: Any) -> Situation:
+        """The same situation with other numbers in one of its parts."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name, change in changes.items():
+            old = fields[name]
+            fields[name] = {**old, **change} if isinstance(change, dict) and isinstance(old, dict) else change
+        return Situation(**fields)
+
+    def evidence(self) -> Evidence:
+        """The evidence that a rule gets."""
+        reference = self._record(0, {"temperature": 1.1} | self.before, self.before_arrays)
+        middle = self._record(1, self.values, self.arrays)
+        current = self._record(2, self.values, self.arrays)
+        paired = None
+        if self.paired is not None and not self.static:
+            change = self.paired.get("nll_change", 0.1)
+            paired = {
+                "items": self.items,
+                "nll_change": change,
+                "nll_change_error": abs(change) / 10,
+                "nll_change_winsorised": change,
+                "refinement_change": 0.0,
+                "refinement_change_error": 0.003,
+                "groups": [],
+                "worst": [],
+            } | self.paired
+        series = [reference, middle, current]
+        if self.train:
+            series = [
+                self._record(place, self.values, self.arrays, {"train_nll": loss, **self.context})
+                for place, loss in enumerate(self.train)
+            ]
+            series[0] = reference if not self.static else series[0]
+            current = series[-1]
+        probe = []
+        if self.probe is not None:
+            arrays = {"memory": self.memory} if self.memory else {}
+            probe = [self._record(2, self.probe, arrays)]
+        verdict = Verdict(self.accuracy, self.accuracy_change, -0.01, 0.01, 0.01, 0.01)  # type: ignore[arg-type]
+        start = current if self.static else reference
+        return Evidence(start, current, verdict, paired, series, (), probe, self.details)
+
+    def _record(self, epoch: int, changes: Numbers, arrays: Numbers, context: Numbers | None = None) -> Record:
+        values = {
+            "nll": 0.5,
+            "nll_standard_error": 0.02,
+            "accuracy": 0.9,
+            "accuracy_standard_error": 0.01,
+            "balanced_accuracy": 0.9,
+            "top_k_accuracy": 0.99,
+            "refinement_nll": 0.45,
+            "temperature": 1.3,
+            "temperature_at_edge": 0.0,
+            "temperature_gain": 0.05,
+            "confidence": 0.92,
+            "confidence_wrong": 0.7,
+            "margin_p05": -1.0,
+            "majority_rate": 0.1,
+            "predicted_majority_rate": 0.12,
+        } | changes
+        table = {"class": list(range(10)), "rows": [100] * 10, "predicted": [100] * 10, "correct": [90] * 10}
+        logged = self.logged
+        if self.scalars:
+            logged = {"loss": values["nll"], "accuracy": values["accuracy"]}
+            values = {}
+        known = {"num_classes": 10.0} | self.context | (context or {})
+        full = {} if self.scalars else {"classes": table} | arrays
+        return Record("val", 0, epoch, epoch * 10, 0.0, True, self.items, self.items, values, full, logged, {}, known)
+
+
+def classes(rows: list[int], predicted: list[int], correct: list[int]) -> Numbers:
+    return {"classes": {"class": list(range(len(rows))), "rows": rows, "predicted": predicted, "correct": correct}}
+
+
+RISE = Situation(values={"nll": 0.6, "temperature": 1.8})
+FALL = Situation(paired={"nll_change": -0.1}, values={"nll": 0.4})
+STATE = Situation(static=True)
+PRIOR = math.log(10)
+COLLAPSED = STATE.but(
+    values={"accuracy": 0.95, "balanced_accuracy": 0.5, "predicted_majority_rate": 1.0, "majority_rate": 0.95},
+    arrays=classes([950, 50], [1000, 0], [950, 0]),
+)
+SWAPPED = [[5, 95], [90, 10]]
+MEMORY = {"memorised_share": 0.1, "items": 500, "suspects": [{"index": 3, "target": 1, "predicted": 7}]}
+DUPLICATED = STATE.but(arrays={"duplicates": 0.3}, probe={"nll": 0.4})
+SHIFTED = STATE.but(
+    arrays={
+        "train_classes": [400, 67, 67, 67, 67, 67, 67, 66, 66, 66],
+        "fits": {"bias_gain": 0.1, "bias_gain_error": 0.01},
+    }
+)
+UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"update_ratio": 0.05, "learning_rate": 0.1})
+SLOW = STATE.but(
+    values={"refinement_nll": 2.2, "nll": 2.3}, context={"update_ratio": 1e-6, "learning_rate": 1e-7}, train=(2.3,) * 4
+)
+TIGHT = STATE.but(
+    values={"nll": 1.5, "refinement_nll": 1.2, "temperature": 0.5},
+    context={"penalty": 0.5, "weight_decay": 0.1},
+    probe={"nll": 1.45},
+)
+LIMIT = STATE.but(
+    values={"nll": 1.0, "refinement_nll": 0.98, "temperature": 1.05}, probe={"nll": 0.95}, details={"plateau": 15.0}
+)
+FLAT_OUT = STATE.but(
+    values={"nll": 2.31, "refinement_nll": 2.30, "accuracy": 0.11, "balanced_accuracy": 0.1}, probe={"accuracy": 0.12}
+)
+SCALARS = Situation(scalars=True, paired=None, static=True, train=(0.1,) * 6, values={"nll": 0.1, "accuracy": 0.6})
+
+# One situation a cause, and for each number that decides a near miss in which that number alone is other.
+CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
+    "over-confidence": (
+        RISE,
+        {
+            "a third of the rise is left": RISE.but(paired={"refinement_change": 0.033}),
+            "the interval is too wide": RISE.but(paired={"refinement_change_error": 0.02}),
+            "the temperature fell": RISE.but(before={"temperature": 1.9}),
+            "below 1": RISE.but(values={"temperature": 0.9}, before={"temperature": 0.8}),
+            "beyond the grid": RISE.but(values={"temperature_at_edge": 1.0}),
+        },
+    ),
+    "mixed": (
+        RISE.but(paired={"refinement_change": 0.037}),
+        {
+            "nothing is left": RISE,
+            "most is left": RISE.but(paired={"refinement_change": 0.09}),
+            "the interval says nothing": RISE.but(paired={"refinement_change_error": 0.1}),
+        },
+    ),
+    "under-confidence": (
+        RISE.but(values={"temperature": 0.6}, before={"temperature": 0.9}),
+        {
+            "above 1": RISE,
+            "half is left": RISE.but(
+                values={"temperature": 0.6}, before={"temperature": 0.9}, paired={"refinement_change": 0.05}
+            ),
+        },
+    ),
+    "scale-growth": (
+        RISE.but(paired={"refinement_change": -0.05}, accuracy="up", accuracy_change=0.02),
+        {
+            "accuracy flat": RISE.but(paired={"refinement_change": -0.05}),
+            "refined loss flat": RISE.but(accuracy="up", accuracy_change=0.02),
+        },
+    ),
+    "confidence-growth": (
+        FALL.but(values={"margin_p05": 0.5}),
+        {"margins shrank": FALL.but(values={"margin_p05": -2.0})},
+    ),
+    "unconfident-shift": (
+        FALL.but(accuracy="down", accuracy_change=-0.03),
+        {
+            "accuracy flat": FALL,
+            "the loss after one temperature fell as much": FALL.but(
+                accuracy="down", accuracy_change=-0.03, paired={"refinement_change": -0.09}
+            ),
+        },
+    ),
+    "overfitting": (
+        RISE.but(paired={"refinement_change": 0.09}),
+        {
+            "half may be confidence": RISE.but(paired={"refinement_change": 0.055}),
+            "a state": RISE.but(paired={"refinement_change": 0.09}, static=True),
+        },
+    ),
+    "label-noise": (
+        RISE.but(paired={"refinement_change": 0.09}, probe={}, memory=MEMORY),
+        {
+            "nothing was memorised": RISE.but(
+                paired={"refinement_change": 0.09}, probe={}, memory=MEMORY | {"memorised_share": 0.02}
+            ),
+            "the ranking is as good": RISE.but(probe={}, memory=MEMORY),
+            "no probe": RISE.but(paired={"refinement_change": 0.09}),
+        },
+    ),
+    "hard-tail": (
+        RISE.but(paired={"nll_change_winsorised": -0.01, "worst": [{"change": 0.06}, {"change": 0.07}]}),
+        {
+            "others rise as well": RISE.but(
+                paired={"nll_change_winsorised": 0.01, "worst": [{"change": 0.06}, {"change": 0.07}]}
+            ),
+            "spread over many": RISE.but(paired={"nll_change_winsorised": -0.01, "worst": [{"change": 0.05}]}),
+        },
+    ),
+    "leakage": (DUPLICATED, {"a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02})}),
+    "prior-shift": (
+        SHIFTED,
+        {
+            "shares alike": SHIFTED.but(arrays={"train_classes": [100] * 10}),
+            "a bias gains nothing certain": SHIFTED.but(arrays={"fits": {"bias_gain": 0.02, "bias_gain_error": 0.01}}),
+        },
+    ),
+    "capacity-limit": (
+        LIMIT,
+        {
+            "training is far better": LIMIT.but(probe={"nll": 0.5}),
+            "no plateau": LIMIT.but(details={"plateau": 0.0}),
+            "confidence is the reason": LIMIT.but(values={"temperature": 2.0}),
+            "nothing but the prior": LIMIT.but(values={"nll": 2.3, "refinement_nll": 2.3}, probe={"nll": 2.3}),
+        },
+    ),
+    "majority-collapse": (
+        COLLAPSED,
+        {"3 % are another class": COLLAPSED.but(values={"predicted_majority_rate": 0.97})},
+    ),
+    "class-imbalance": (
+        STATE.but(
+            values={"accuracy": 0.93, "balanced_accuracy": 0.6}, arrays=classes([900, 100], [960, 40], [890, 30])
+        ),
+        {
+            "half of them are found": STATE.but(
+                values={"accuracy": 0.93, "balanced_accuracy": 0.74}, arrays=classes([900, 100], [940, 60], [890, 50])
+            ),
+            "classes are alike": STATE.but(
+                values={"accuracy": 0.7, "balanced_accuracy": 0.5}, arrays=classes([600, 400], [900, 100], [590, 90])
+            ),
+        },
+    ),
+    "class-trade-off": (
+        FALL.but(
+            accuracy="down",
+            before_arrays=classes([500, 500], [500, 500], [450, 450]),
+            arrays=classes([500, 500], [560, 440], [460, 410]),
+        ),
+        {
+            "rows did not move": FALL.but(
+                accuracy="down",
+                before_arrays=classes([500, 500], [500, 500], [450, 450]),
+                arrays=classes([500, 500], [505, 495], [430, 430]),
+            ),
+        },
+    ),
+    "nothing-learned": (
+        FLAT_OUT,
+        {
+            "below the entropy": FLAT_OUT.but(values={"refinement_nll": 2.1}),
+            "accuracy above chance": FLAT_OUT.but(values={"accuracy": 0.2}),
+        },
+    ),
+    "label-mapping-mismatch": (
+        STATE.but(arrays={"confusion": SWAPPED}),
+        {
+            "right as it is": STATE.but(arrays={"confusion": SWAPPED[::-1]}),
+            "two classes go to one": STATE.but(arrays={"confusion": [[90, 10], [95, 5]]}),
+            "too few rows": STATE.but(arrays={"confusion": [[1, 9], [9, 1]]}),
+        },
+    ),
+    "validation-too-small": (
+        RISE.but(items=50, paired={"nll_change_error": 0.05}),
+        {
+            "enough items": RISE.but(items=500, paired={"nll_change_error": 0.05}),
+            "the change is certain": RISE.but(items=50, paired={"nll_change_error": 0.02}),
+        },
+    ),
+    "learning-rate-too-high": (
+        UNREST,
+        {
+            "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
+            "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),
+            "nothing left to lose": UNREST.but(train=(1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)),
+        },
+    ),
+    "learning-rate-too-low": (
+        SLOW,
+        {
+            "ordinary steps": SLOW.but(context={"update_ratio": 1e-3}),
+            "learned": SLOW.but(values={"refinement_nll": 0.3}),
+        },
+    ),
+    "blow-up": (
+        RISE.but(values={"nll": 30.0}, train=(0.5, 0.4, 20.0), paired={"nll_change": 29.5}),
+        {
+            "training is fine": RISE.but(values={"nll": 30.0}, train=(0.5, 0.4, 0.3), paired={"nll_change": 29.5}),
+            "a doubling": RISE.but(values={"nll": 1.0}, train=(0.5, 0.4, 1.2), paired={"nll_change": 0.5}),
+        },
+    ),
+    "dead-activations": (
+        STATE.but(context={"dead_units": 1.0}),
+        {"half of a layer": STATE.but(context={"dead_units": 0.5})},
+    ),
+    "over-regularisation": (
+        TIGHT,
+        {
+            "training is better": TIGHT.but(probe={"nll": 0.6}),
+            "no penalty": TIGHT.but(context={"penalty": 0.01}),
+            "confident enough": TIGHT.but(values={"temperature": 0.95}),
+        },
+    ),
+    "loss-mismatch": (
+        STATE.but(logged={"val_loss": 0.7}),
+        {
+            "the NLL": STATE.but(logged={"val_loss": 0.51}),
+            "nothing logged": STATE,
+        },
+    ),
+    "double-softmax": (
+        STATE.but(arrays={"looks_like": "probabilities"}),
+        {"log-probabilities": STATE.but(arrays={"looks_like": "log-probabilities"})},
+    ),
+    "wrong-accuracy": (
+        STATE.but(logged={"val_acc": 0.1}),
+        {
+            "rounded": STATE.but(logged={"val_acc": 0.91}),
+            "in percent": STATE.but(logged={"val_acc": 90.4}),
+            "top-k": STATE.but(logged={"val_acc": 0.985}),
+        },
+    ),
+    "train-eval-mismatch": (
+        STATE.but(context={"train_nll": 0.3}, probe={"nll": 1.0}),
+        {
+            "as good": STATE.but(context={"train_nll": 0.3}, probe={"nll": 0.35}),
+            "no probe": STATE.but(context={"train_nll": 0.3}),
+        },
+    ),
+}
+MISSES = [(cause, name, miss) for cause, (_, misses) in CASES.items() for name, miss in misses.items()]
+
+
+@pytest.mark.parametrize("cause", RULES)
+def test_names_its_situation_with_numbers(cause: str) -> None:
+    situation, _ = CASES[cause]
+    found = RULES[cause](situation.evidence())
+    assert found is not None and found.cause == cause
+    assert found.evidence and all(re.search(r"\d", line) or cause == "double-softmax" for line in found.evidence)
+
+
+@pytest.mark.parametrize(("cause", "name", "miss"), MISSES, ids=[f"{cause}: {name}" for cause, name, _ in MISSES])
+def test_keeps_silent_on_a_near_miss(cause: str, name: str, miss: Situation) -> None:
+    assert RULES[cause](miss.evidence()) is None
+
+
+@pytest.mark.parametrize("cause", RULES)
+def test_no_rule_fails_on_what_was_not_measured(cause: str) -> None:
+    record = Record("val", 0, 0, 0, 0.0, True, 100, 100, {}, logged={"loss": 0.5})
+    verdict = Verdict("undecided", math.nan, -math.inf, math.inf, 0.01, math.inf)
+    assert RULES[cause](Evidence(record, record, verdict, None, (record,))) is None
+
+
+def test_scalar_certificates() -> None:
+    """From loss, accuracy and C alone."""
+    mismatch, over = RULES["loss-mismatch"], RULES["over-confidence"]
+    # Wrong answers have p <= 1/2: 40 % of them cost 0.277 nats at least.
+    found = mismatch(SCALARS.evidence())
+    assert found is not None and "0.2773" in found.evidence[0] and "macro" in found.against[0]
+    assert mismatch(SCALARS.but(values={"nll": 0.3}).evidence()) is None
+    # ln 10 = 2.303: above it, the best temperature is above 1.
+    high = SCALARS.but(values={"nll": 3.0})
+    found = over(high.evidence())
+    assert found is not None and any("ln C = 2.3026" in line for line in found.evidence)
+    assert over(SCALARS.but(values={"nll": 1.6}).evidence()) is None
+    assert over(high.but(context={"num_classes": 1000.0}).evidence()) is None
+    # ln(e + 9) - 1 = 1.461 and one nat for each wrong and certain row.
+    twice = RULES["double-softmax"]
+    standing = SCALARS.but(values={"nll": 1.565, "accuracy": 0.9})
+    assert twice(standing.evidence()) is not None
+    assert twice(standing.but(values={"nll": 1.3}).evidence()) is None
+
+
+def test_the_catalogue_is_whole() -> None:
+    """Every cause is asked for some event, has all headings of a lint rule, and is explained."""
+    asked = {name for order in ORDER.values() for name in order} | set(_loss_up())
+    assert asked == set(RULES) and len(RULES) == sum(map(len, HEADINGS.values())) == 27
+    assert set(INFO_CAUSES) <= set(RULES)
+    headings = (
+        "What it finds:",
+        "Why it matters:",
+        "Evidence it needs:",
+        "What to do:",
+        "When it is wrong:",
+        "Reference:",
+    )
+    for cause, rule in RULES.items():
+        assert all(rule.__doc__.count(heading) == 1 for heading in headings), cause
+        text = explain(cause)
+        assert text.startswith(f"{cause} (") and "Seen in: " in text
+    for event in EVENTS:
+        assert explain(event).startswith(f"{event}: ")
+    assert all(name in explain() for name in [*RULES, *EVENTS])
+    with pytest.raises(ValueError, match="did you mean 'over-confidence'"):
+        explain("overconfidence")
+
+
+def _loss_up() -> list[str]:
+    return explain("loss-up-accuracy-flat").split("asked: ")[1].rstrip(".").split(", ")
+
+
+def test_causes_stand_together_in_the_order_of_decision() -> None:
+    """Collapsed and over-confident: both are named, the collapse first."""
+    both = RISE.but(values={"predicted_majority_rate": 1.0}, arrays=classes([950, 50], [1000, 0], [950, 0]))
+    assert [cause.cause for cause in find_causes("loss-up-accuracy-flat", both.evidence())][:2] == [
+        "majority-collapse",
+        "over-confidence",
+    ]
