@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diagnosis.evidence": ({"attribution", "diagnosis.floors", "history", "trends"}, set()),
     "diagnosis.confidence": ({"diagnosis.event", "diagnosis.evidence", "diagnosis.floors"}, set()),
     "diagnosis.generalisation": ({"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence"}, set()),
-    "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence"}, set()),
+    "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
     "diagnosis.optimisation": ({"diagnosis.event", "diagnosis.evidence"}, set()),
     "diagnosis.measurement": ({"diagnosis.event", "diagnosis.evidence", "diagnosis.floors", "history"}, set()),
     "diagnosis.catalogue": (

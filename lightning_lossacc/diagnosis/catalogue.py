@@ -89,6 +89,7 @@ _LOSS_UP = (
     "over-regularisation",
     "validation-too-small",
     "prior-shift",
+    "nothing-learned",
     "majority-collapse",
     "hard-tail",
     "label-noise",
@@ -97,11 +98,10 @@ _LOSS_UP = (
     "under-confidence",
     "overfitting",
     "mixed",
-    "nothing-learned",
     "class-imbalance",
 )
 ORDER: dict[str, tuple[str, ...]] = {
-    "loss-down-accuracy-down": ("learning-rate-too-high", "class-trade-off", "unconfident-shift", "class-imbalance"),
+    "loss-down-accuracy-down": ("learning-rate-too-high", "unconfident-shift", "class-trade-off", "class-imbalance"),
     "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
     "accuracy-stuck": (
         "blow-up",
@@ -112,8 +112,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "validation-too-small",
         "label-mapping-mismatch",
         "prior-shift",
-        "majority-collapse",
         "nothing-learned",
+        "majority-collapse",
     ),
     "accuracy-hides-classes": ("prior-shift", "class-imbalance"),
     "few-items": ("validation-too-small",),
@@ -124,6 +124,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "learning-rate-too-high",
         "over-regularisation",
         "prior-shift",
+        "nothing-learned",
         "majority-collapse",
         "class-imbalance",
     ),
@@ -134,10 +135,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "train-eval-mismatch",
         "prior-shift",
         "over-regularisation",
+        "nothing-learned",
         "majority-collapse",
         "over-confidence",
         "under-confidence",
-        "nothing-learned",
     ),
     "oscillation": ("blow-up", "train-eval-mismatch", "validation-too-small", "learning-rate-too-high"),
     "plateau": (
@@ -165,6 +166,16 @@ def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
     """Causes that hold, in the order of decision; empty if none does."""
     names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
     return tuple(cause for cause in (RULES[name](evidence) for name in names) if cause is not None)
+
+
+def supersedes(event: str, cause: str, reported: str) -> bool:
+    """Whether a first cause is news after the reported one: what comes earlier in the order of decision is, and what
+    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
+    """
+    names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
+    if reported not in names or heading_of(reported) in ("confidence", "generalisation"):
+        return True
+    return names.index(cause) < names.index(reported)
 
 
 def heading_of(cause: str) -> str:

@@ -59,7 +59,8 @@ def over_confidence(evidence: Evidence) -> Cause | None:
 def scale_growth(evidence: Evidence) -> Cause | None:
     """Accuracy and the loss after one temperature still improve; only the probabilities get worse.
 
-    What it finds: accuracy is up, and the 99 % interval of the change after one temperature is below zero.
+    What it finds: accuracy is up, by its trend or row by row, and the 99 % interval of the change after one temperature
+        is below zero.
     Why it matters: gradient descent keeps growing the logits of a network that separates its training data, and the
     validation loss rises with them while the direction still improves.
     Evidence it needs: paired rows and the temperature grid.
@@ -68,14 +69,17 @@ def scale_growth(evidence: Evidence) -> Cause | None:
     Reference: Soudry et al. 2018.
     """
     change, low, high = evidence.refinement_change
-    if not high < 0 or evidence.accuracy.kind != "up" or evidence.at_edge:
+    if not high < 0 or evidence.at_edge or evidence.is_static or evidence.accuracy.kind == "down":
+        return None
+    gained, error = (evidence.paired.get(key, math.nan) for key in ("accuracy_change", "accuracy_change_error"))
+    if evidence.accuracy.kind != "up" and not gained > 2.58 * error:
         return None
     return Cause(
         "scale-growth",
         share=1.0,
         evidence=(
             f"after one temperature the loss still fell by {-change:.4f} nats ({low:+.4f} … {high:+.4f})",
-            f"accuracy rose by {100 * evidence.accuracy.change:.1f} pp",
+            f"accuracy rose by {100 * (gained if math.isfinite(gained) else evidence.accuracy.change):.1f} pp",
         ),
     )
 
@@ -183,7 +187,7 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     if not (evidence.nll_change < 0 and evidence.accuracy.kind == "down") or high != high:
         return None
     share = 1 - change / evidence.nll_change
-    if not share > 0.5:
+    if not (share > 0.5 and high > 0):
         return None
     return Cause(
         "unconfident-shift",

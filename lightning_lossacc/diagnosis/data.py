@@ -7,6 +7,7 @@ import math
 from lightning_lossacc.attribution import interval
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
+from lightning_lossacc.history import Record
 
 COLLAPSED = 0.99  # share of predictions in one class
 # Fewer items than this can be too few; more are never called too few.
@@ -126,10 +127,13 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
     Reference: Zhang et al. 2017; Karpathy 2019.
     """
     refined, prior = evidence.value("refinement_nll"), evidence.label_entropy
-    error = evidence.value("nll_standard_error")
-    if not refined >= prior - max(0.02 * prior, 2.58 * error):
+    highest, occurring = evidence.value("majority_rate"), sum(rows > 0 for rows in evidence.class_rows)
+    collapsed = evidence.value("predicted_majority_rate") >= COLLAPSED
+    if collapsed and highest > 1.5 / max(occurring, 1):
+        # To give every row to a class that is the most frequent by far has a name of its own.
         return None
-    highest = evidence.value("majority_rate")
+    if not refined >= prior - unlearned_spread(evidence.current, prior):
+        return None
     if not evidence.value("accuracy") <= highest + 2.58 * evidence.value("accuracy_standard_error"):
         return None
     lines = [
@@ -141,6 +145,11 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
         lines.append(f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: they are learnt by heart")
         against = evidence.train_doubt
     return Cause("nothing-learned", share=math.nan, evidence=tuple(lines), against=against)
+
+
+def unlearned_spread(record: Record, prior: float) -> float:
+    """How far below the entropy of the class shares a loss may lie by chance, nats: 2 … 5 % of it by its error."""
+    return min(0.05 * prior, max(0.02 * prior, 2.58 * record.values.get("nll_standard_error", 0.0)))
 
 
 def label_mapping_mismatch(evidence: Evidence) -> Cause | None:

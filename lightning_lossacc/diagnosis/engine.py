@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_lossacc.attribution import attribution
 from lightning_lossacc.diagnosis import changes, movement, states
-from lightning_lossacc.diagnosis.catalogue import INFO_CAUSES, INFO_EVENTS, NEEDS_CAUSE, find_causes
+from lightning_lossacc.diagnosis.catalogue import INFO_CAUSES, INFO_EVENTS, NEEDS_CAUSE, find_causes, supersedes
 from lightning_lossacc.diagnosis.changes import ACCURACY_MARGIN, Opening, Stream, required_z, shown
 from lightning_lossacc.diagnosis.event import Cause, Event, Level, Status
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
@@ -157,7 +157,7 @@ class Diagnosis:
 
     def _is_revised(self, key: str, event: Event, cause: str) -> bool:
         """Whether another first cause than the reported one has held long enough."""
-        if cause in (event.cause, "unknown"):
+        if cause in (event.cause, "unknown") or not supersedes(event.event, cause, event.cause):
             self.revised.pop(key, None)
             return False
         last, count = self.revised.get(key, ("", 0))

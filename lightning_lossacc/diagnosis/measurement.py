@@ -136,7 +136,7 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     """The same training rows score far worse in eval mode than in train mode.
 
     What it finds: the NLL of fixed training rows in eval mode is more than 1.5 times and 0.1 nats above that of the
-        training steps of the same epoch, although the weights are later ones.
+        training steps of the same epoch, and their accuracy 5 pp or more below, although the weights are later ones.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
     Evidence it needs: `train_probe=`.
@@ -145,7 +145,8 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     Reference: Ioffe and Szegedy 2015; Wu and Johnson 2021.
     """
     steps, rows = evidence.context("train_nll"), evidence.train_nll
-    if not evidence.train_probe or not (rows > 1.5 * steps and rows - steps > 0.1):
+    lost = evidence.context("train_accuracy") - evidence.train_accuracy
+    if not evidence.train_probe or not (rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05):
         return None
     lines = [f"training rows: NLL {rows:.4f} in eval mode, {steps:.4f} in the steps of the same epoch"]
     if evidence.context("batch_norm_layers") > 0:

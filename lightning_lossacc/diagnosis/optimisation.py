@@ -10,7 +10,7 @@ from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
-LOW_RATIO = 1e-4
+LOW_RATIO = 3e-4
 DEAD_SHARE = 0.9
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
@@ -93,7 +93,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """Nothing moves because steps are too small.
 
-    What it finds: an update moves the weights by less than 0.01 % of their size although most of the loss is still
+    What it finds: an update moves the weights by less than 0.03 % of their size although most of the loss is still
         there, and the rate has never been larger.
     Why it matters: the run looks like a plateau and is only slow.
     Evidence it needs: `watch` for the update-to-weight ratio.

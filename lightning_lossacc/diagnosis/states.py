@@ -9,7 +9,7 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance
+from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, unlearned_spread
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.floors import constant_confidence_nll
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE
@@ -51,7 +51,7 @@ def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
             return values["accuracy"] - values.get("balanced_accuracy", math.nan) >= 0.15
         return class_imbalance(replace(stream.evidence(record), current=record)) is not None
 
-    return _state("accuracy-hides-classes", stream, holds)
+    return _state("accuracy-hides-classes", stream, holds, also_while_falling=True)
 
 
 def few_items(stream: Stream, is_open: bool) -> Opening | None:
@@ -97,8 +97,8 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
     if not is_log:
         evidence = stream.evidence(current)
         prior = evidence.label_entropy
-        refined = median(record.values.get("refinement_nll", math.nan) for record in series[-CONSTANT_EVALUATIONS:])
-        spread = min(0.05 * prior, max(0.02 * prior, 2.58 * current.values.get("nll_standard_error", 0.0)))
+        refined = min(record.values.get("refinement_nll", math.nan) for record in series)
+        spread = unlearned_spread(current, prior)
         chance = current.values.get("majority_rate", math.nan) + 2.58 * current.values["accuracy_standard_error"]
         if not (refined >= prior - spread and median(recent) <= chance):
             return None
@@ -166,7 +166,9 @@ def settled(losses: list[float]) -> bool:
     return after > before - practical_floor(after) / 2
 
 
-def _state(event: str, stream: Stream, holds: Callable[[Record], bool]) -> Opening | None:
+def _state(
+    event: str, stream: Stream, holds: Callable[[Record], bool], also_while_falling: bool = False
+) -> Opening | None:
     """A state of the newest record; it lasts if it held for some evaluations in which the loss did not fall."""
     series = stream.series
     held = 0
@@ -177,7 +179,9 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool]) -> Openi
     if not held:
         return None
     outside_fit = series[-1].stage in ("validate", "test")
-    lasting = outside_fit or (held >= LASTING and (settled(stream.losses) or _stays_miscalibrated(series)))
+    lasting = outside_fit or (
+        held >= LASTING and (also_while_falling or settled(stream.losses) or _stays_miscalibrated(series))
+    )
     return Opening(event, stream.evidence(series[-1]), series[-held].epoch, lasting=lasting)
 
 
