@@ -1,14 +1,13 @@
 """False alarms, power and delay of `find_rise` and of common rules on simulated validation losses.
 
-Run from the repository root: `PYTHONPATH=. python benchmarks/bench_trends.py [--runs 400]`. Prints
-tables and writes one JSON line a number to `benchmarks/results/trends.jsonl`. On one core 400 runs
-take about 6 minutes and 2000 about 30.
+Run from the repository root: `PYTHONPATH=. python benchmarks/bench_trends.py [--runs 2000] [--long 200]`. Prints
+tables and writes one JSON line a number to `benchmarks/results/trends.jsonl`.
 
-A decision at `t` uses points up to `t` alone, so one series of 1000 evaluations answers for every
-shorter run. `find_rise` looks at every prefix up to 100 evaluations, at every fourth up to 300 and
-at every fiftieth up to 1000 (alarms that come and go in between are missed); the other rules look
-at every evaluation. Floors off, where the noise model stands alone, has a quarter of the runs. The
-standard deviation of the noise is 0.01 unless said: 2 % of the level 0.5.
+A decision at `t` uses points up to `t` alone, so one series answers for every shorter run: `runs` series of 100
+evaluations, and `long` series of 1000 for the lengths 300 and 1000. Every rule looks at every evaluation. Floors off,
+where the noise model stands alone, has a quarter of the runs. The standard deviation of the noise is 0.01 unless said:
+2 % of the level 0.5. Two rules need a second series: the training loss (the curve without its rise) and the accuracy
+`1 - loss / 3`, both with noise of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +23,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lossacc.trends import compare, find_rise
+from lightning_lossacc.trends import (
+    compare,
+    find_oscillation,
+    find_plateau,
+    find_rise,
+    find_spike,
+    first_rise,
+)
 
 Array = NDArray[np.float64]
 Generator = np.random.Generator
@@ -32,7 +38,8 @@ Family = Callable[[Generator, int], Array]
 
 SEED = 20240
 NOISE = 0.01
-LENGTHS = (10, 30, 100, 300, 1000)
+LENGTHS = (3, 5, 10, 30, 100)
+LONG_LENGTHS = (300, 1000)
 START = 40
 NO_FLOORS = {"relative_floor": 0.0, "absolute_floor": 0.0}
 RESULTS = Path(__file__).parent / "results" / "trends.jsonl"
@@ -138,6 +145,14 @@ def rising() -> dict[str, tuple[int, Family]]:
         rise = 0.02 * np.maximum(steps - 3, 0)
         return decay(steps, 0.25, 0.5, 1.0) + rise + random.normal(0, 0.003, count)
 
+    def early(start: int) -> Family:
+        def family(random: Generator, count: int) -> Array:
+            steps = np.arange(count, dtype=float)
+            fall = np.where(steps < start, 1.2 * np.exp(-steps), 0.0)
+            return 0.45 + fall + 0.04 * np.maximum(steps - start, 0) + white(random, count)
+
+        return family
+
     return {
         "slope 1 sd": since(lambda u: u),
         "slope 0.5 sd": since(lambda u: 0.5 * u),
@@ -152,6 +167,8 @@ def rising() -> dict[str, tuple[int, Family]]:
         "digits (sd 0.002)": (40, digits),
         "breast cancer (sd 0.0005)": (9, breast_cancer),
         "fine-tuning, from 3 (sd 0.003)": (3, fine_tuning),
+        "minimum at 2, +0.04 each (sd 0.01)": (2, early(2)),
+        "minimum at 4, +0.04 each (sd 0.01)": (4, early(4)),
     }
 
 
@@ -188,18 +205,39 @@ def strips_up(series: Array, strips: int, length: int = 5) -> int | None:
 
 
 def scan(series: Array, **floors: float) -> int | None:
-    """First evaluation at which `find_rise` finds a rise, on the schedule described on top."""
-    values = series.tolist()
-    for stop in _schedule(len(values)):
-        if find_rise(values[:stop], **floors) is not None:
-            return stop - 1
-    return None
+    """First evaluation at which `find_rise` finds a rise."""
+    found = first_rise(series.tolist(), **floors)
+    return None if found is None else found[0] - 1
 
 
-def _schedule(count: int) -> Iterator[int]:
-    for stop in range(8, count + 1):
-        if stop <= 100 or (stop <= 300 and stop % 4 == 0) or stop % 50 == 0:
-            yield stop
+def not_decreasing(series: Array, steps: int = 10, percent: float = 0.1, increase: float = 5.0) -> int | None:
+    """SageMaker's LossNotDecreasing: less than 0.1 % lower than 10 evaluations ago, or 5 % higher."""
+    before, now = series[:-steps], series[steps:]
+    hit = _first((now > before * (1 - percent / 100)) | (now > before * (1 + increase / 100)))
+    return None if hit is None else hit + steps
+
+
+def umlaut(series: Array) -> int | None:
+    """UMLAUT: the validation loss rose since the last evaluation while the training loss did not."""
+    random = np.random.default_rng(int(abs(series[0]) * 1e9))
+    train = np.minimum.accumulate(series) + white(random, len(series))
+    hit = _first((np.diff(series) > 0) & (np.diff(train) <= 0))
+    return None if hit is None else hit + 1
+
+
+def uncorrelated(series: Array, least: float = 0.5, fewest: int = 3) -> int | None:
+    """|correlation| of loss and accuracy below 0.5 over all evaluations so far (TheDeepChecker), from the third on."""
+    random = np.random.default_rng(int(abs(series[0]) * 1e9))
+    accuracy = 1 - series / 3 + white(random, len(series))
+    count = np.arange(1, len(series) + 1)
+
+    def covariance(one: Array, other: Array) -> Array:
+        return np.cumsum(one * other) - np.cumsum(one) * np.cumsum(other) / count
+
+    power = covariance(series, series) * covariance(accuracy, accuracy)
+    low = np.abs(covariance(series, accuracy)) < least * np.sqrt(np.maximum(power, 1e-30))
+    low[: fewest - 1] = False
+    return _first(low)
 
 
 def _runs(detector: str, runs: int) -> int:
@@ -214,7 +252,10 @@ DETECTORS: dict[str, Callable[[Array], int | None]] = {
     "UP4": lambda series: strips_up(series, 4),
     "UP6": lambda series: strips_up(series, 6),
     # Rule "Overtraining" with its defaults: patience_validation 10, delta 0.01, training improving.
-    "SageMaker": lambda series: patience(series, 10, 0.01),
+    "SageMaker overtraining": lambda series: patience(series, 10, 0.01),
+    "SageMaker not decreasing": not_decreasing,
+    "UMLAUT": umlaut,
+    "|correlation| < 0.5": uncorrelated,
 }
 
 
@@ -253,14 +294,15 @@ def rate(hits: int, runs: int) -> dict[str, float]:
     return {"rate": hits / runs, "low": low, "high": high, "hits": hits, "runs": runs}
 
 
-def false_alarms(runs: int) -> Iterator[dict[str, object]]:
+def false_alarms(runs: int, lengths: tuple[int, ...]) -> Iterator[dict[str, object]]:
     """Rates of runs with at least one alarm, for every family, detector and length."""
     for number, (name, family) in enumerate(healthy().items()):
-        series = [family(np.random.default_rng([SEED, number, run]), LENGTHS[-1]) for run in range(runs)]
+        series = [family(np.random.default_rng([SEED, number, run]), lengths[-1]) for run in range(runs)]
         for detector, rule in DETECTORS.items():
-            looked_at = series[: _runs(detector, runs)]
-            alarms = [rule(one) for one in looked_at]
-            for length in LENGTHS:
+            if detector.endswith("floors off") and (lengths == LONG_LENGTHS or "restarts" in name):
+                continue
+            alarms = [rule(one) for one in series[: _runs(detector, runs)]]
+            for length in lengths:
                 hits = sum(alarm is not None and alarm < length for alarm in alarms)
                 yield {
                     "table": "false alarms",
@@ -287,6 +329,9 @@ def detections(runs: int) -> Iterator[dict[str, object]]:
                 "before": sum(delay <= 0 for delay in delays) / count,
                 "within_70": len(after) / count,
                 "median_delay": statistics.median(after) if after else None,
+                "open_at_end": statistics.fmean(find_rise(one.tolist()) is not None for one in series[:count])
+                if detector == "find_rise"
+                else None,
                 **rate(sum(delay <= 30 for delay in after), count),
             }
 
@@ -295,7 +340,7 @@ def intervals(runs: int) -> Iterator[dict[str, object]]:
     """Errors of `compare`: the interval misses no change; `flat` where the change is the margin."""
     families = healthy()
     for number, name in enumerate(("flat, white", "decay, t3", "decay, AR(0.5)", "decay, AR(0.8)")):
-        for length in (12, 30, 100):
+        for length in (12, 20, 30, 60, 100):
             missed = flat = 0
             for run in range(runs):
                 random = np.random.default_rng([SEED, 200 + number, run])
@@ -309,39 +354,66 @@ def intervals(runs: int) -> Iterator[dict[str, object]]:
             yield {**shared, "error": "flat at the margin", **rate(flat, runs)}
 
 
+def shapes(runs: int) -> Iterator[dict[str, object]]:
+    """Runs of 60 evaluations in which a shape is found at least once, looking at every fourth evaluation."""
+    rules = {
+        "oscillation": find_oscillation,
+        "spike": find_spike,
+        "plateau within 5 %": lambda values: find_plateau(values, 0.025),
+    }
+    swings: dict[str, Family] = {
+        f"swings of {size:.0%} up and down": lambda random, count, size=size: (
+            0.5 * (1 + size * (-1.0) ** np.arange(count) * random.uniform(0.5, 1.5, count))
+        )
+        for size in (0.1, 0.3)
+    }
+    for number, (name, family) in enumerate((healthy() | swings).items()):
+        series = [family(np.random.default_rng([SEED, 300 + number, run]), 60).tolist() for run in range(runs)]
+        for shape, rule in rules.items():
+            hits = sum(any(rule(one[:stop]) is not None for stop in range(8, 61, 4)) for one in series)
+            yield {"table": "shapes", "family": name, "shape": shape, **rate(hits, runs)}
+
+
 def main() -> None:
     """Runs all simulations, prints the tables and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--runs", type=int, default=400)
-    runs = parser.parse_args().runs
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--long", type=int, default=200, help="series of 1000 evaluations")
+    arguments = parser.parse_args()
+    runs, long = arguments.runs, arguments.long
     began = time.perf_counter()
     rows: list[dict[str, object]] = []
-    print(f"runs with a false alarm, of {runs}, by length {LENGTHS}")
-    names = list(DETECTORS)
-    for row in false_alarms(runs):
+    for count, lengths in ((runs, LENGTHS), (long, LONG_LENGTHS)):
+        print(f"runs with a false alarm, of {count}, by length {lengths}, with 95 % intervals (Clopper and Pearson)")
+        for row in false_alarms(count, lengths):
+            rows.append(row)
+            if row["length"] == lengths[-1]:
+                cells = (f"{one['rate']:.3f} ({one['low']:.3f}-{one['high']:.3f})" for one in rows[-len(lengths) :])
+                print(f"{row['family']:24}{row['detector']:26}{' '.join(cells)}", flush=True)
+    powered = max(runs // 4, 1)
+    print(f"power, {powered} runs: before the rise, within 30 (interval), within 70, median delay, open at the end")
+    for row in detections(powered):
         rows.append(row)
-        if row["length"] == LENGTHS[-1]:
-            last = rows[-len(LENGTHS) :]
-            rates = " ".join(f"{one['rate']:.3f}" for one in last)
-            if row["detector"] == names[0]:
-                print(f"{row['family']}")
-            upper = last[2]["high"]
-            print(f"    {row['detector']:24}{rates}   (100: below {upper:.4f})", flush=True)
-    print("power: family, detector, before the rise, within 30, within 70, median delay")
-    for row in detections(runs):
-        rows.append(row)
-        delay = row["median_delay"]
+        delay, end = row["median_delay"], row["open_at_end"]
         print(
-            f"{row['family']:32}{row['detector']:24}{row['before']:.3f} {row['rate']:.3f} "
-            f"{row['within_70']:.3f} {'-' if delay is None else delay}",
+            f"{row['family']:36}{row['detector']:26}{row['before']:.3f} {row['rate']:.3f} "
+            f"({row['low']:.3f}-{row['high']:.3f}) {row['within_70']:.3f} {'-' if delay is None else delay} "
+            f"{'' if end is None else end}",
             flush=True,
         )
     print("compare: family, length, error, rate")
-    for row in intervals(runs):
+    for row in intervals(powered):
         rows.append(row)
-        print(f"{row['family']:24}{row['length']:5} {row['error']:20}{row['rate']:.3f}")
+        print(
+            f"{row['family']:24}{row['length']:5} {row['error']:20}"
+            f"{row['rate']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
+        )
+    print("shapes: family, shape, rate")
+    for row in shapes(min(powered, 100)):
+        rows.append(row)
+        print(f"{row['family']:28}{row['shape']:20}{row['rate']:.3f} ({row['low']:.3f}-{row['high']:.3f})", flush=True)
     seconds = time.perf_counter() - began
-    header = {"table": "run", "runs": runs, "seed": SEED, "seconds": round(seconds, 1)}
+    header = {"table": "run", "runs": runs, "long_runs": long, "seed": SEED, "seconds": round(seconds, 1)}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]), encoding="utf-8")
     print(f"{seconds:.0f} s, {len(rows)} numbers in {RESULTS}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_lossacc.metrics import MeanNLL as MeanNLL
     from lightning_lossacc.metrics import Overconfidence as Overconfidence
     from lightning_lossacc.metrics import RefinementNLL as RefinementNLL
+    from lightning_lossacc.scaling import TemperatureScaling as TemperatureScaling
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _ROOMS = {
     "MeanMargin": "metrics",
     "Overconfidence": "metrics",
     "RefinementNLL": "metrics",
+    "TemperatureScaling": "scaling",
     "Event": "diagnosis",
     "Record": "history",
     "History": "history",

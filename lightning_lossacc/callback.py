@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_lossacc.capture import Capture
 from lightning_lossacc.diagnosis import Event
@@ -16,6 +19,8 @@ from lightning_lossacc.diagnosis.engine import ACCURACY_MARGIN
 from lightning_lossacc.history import History
 from lightning_lossacc.run import Run
 from lightning_lossacc.stages import Settings
+from lightning_lossacc.train_probe import TrainProbe
+from lightning_lossacc.watchers import Watcher
 
 
 def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
@@ -61,11 +66,16 @@ class LossAccuracyMonitor(Callback):
         num_classes: checked against the captured logits; None takes theirs.
         dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and `lossacc.png`; None for `lossacc` in
             the Trainer's log directory, False for no files. Numbered (`lossacc-1`) if another run has written there.
+        train_probe: training rows without augmentation, a data set or a loader of one. At most `probe_items` of them,
+            always the same ones, go through `forward` with each validation, in eval mode: what tells overfitting from
+            dropout, augmentation and leakage. Logged as `lossacc/train_probe/<quantity>`.
+        watch: whether activations, gradients and updates are watched; an integer k looks at every k-th step.
         on_event: called with each `Event` on every rank.
         verbose: whether the terminal shows the start, warnings and the summary.
 
     Raises:
         ValueError: if an argument is out of range.
+        TypeError: if `train_probe` has no length.
 
     Example::
 
@@ -81,6 +91,8 @@ class LossAccuracyMonitor(Callback):
         probe_items: int = 8192,
         num_classes: int | None = None,
         dirpath: str | Path | bool | None = None,
+        train_probe: DataLoader[Any] | Dataset[Any] | None = None,
+        watch: bool | int = True,
         on_event: Callable[[Event], Any] | None = None,
         verbose: bool = True,
     ) -> None:
@@ -92,10 +104,26 @@ class LossAccuracyMonitor(Callback):
             raise ValueError(
                 f"Expected `probe_items` to be 0 or larger, but got {probe_items!r}; 0 switches pairing off."
             )
+        if not isinstance(watch, int) or watch < 0:
+            raise ValueError(f"Expected `watch` to be True, False or a number of steps, but got {watch!r}.")
+        if train_probe is not None and probe_items == 0:
+            raise ValueError("Expected `probe_items` to be larger than 0 with `train_probe`, but got 0.")
         self._capture = Capture(capture, which)
         settings = Settings(probe_items=probe_items, num_classes=num_classes)
         self._key = {"which": which, "probe_items": probe_items}
-        self._run = Run(self._capture, settings, accuracy_margin, quantities == "all", dirpath, on_event, verbose)
+        self._watcher = None if not watch else Watcher() if watch is True else Watcher(watch)
+        probe = None if train_probe is None else TrainProbe(train_probe, probe_items, capture)
+        self._run = Run(
+            self._capture,
+            settings,
+            accuracy_margin,
+            quantities == "all",
+            dirpath,
+            on_event,
+            verbose,
+            watcher=self._watcher,
+            train_probe=probe,
+        )
         self._stage = "fit"
         self._off = False
         self._ambient = False
@@ -138,6 +166,17 @@ class LossAccuracyMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restores every patched function."""
         self._capture.abort()
+        self._watch("stop")
+
+    def _watch(self, what: str, *arguments: Any) -> None:
+        """One of the watcher's methods; it is off after its first failure, and nothing else suffers."""
+        if self._watcher is None:
+            return
+        try:
+            getattr(self._watcher, what)(*arguments)
+        except Exception as error:
+            self._watcher = self._run.watcher = None
+            self._fail(f"watching ({what})", error)
 
     def _fail(self, where: str, error: Exception) -> None:
         text = f"lossacc failed in {where}: {type(error).__name__}: {error}; training goes on."
@@ -147,6 +186,7 @@ class LossAccuracyMonitor(Callback):
         """Restores every patched function; no collective, no network."""
         self._run.interrupted = True
         self._capture.abort()
+        self._watch("stop")
 
     @_guarded
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,14 +199,27 @@ class LossAccuracyMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             # Not at the epoch's start: a run that resumes at an epoch's end, or within one, gets no such hook.
-            self._run.state("train", 0).clear()
+            self._run.begin_train(trainer)
         self._begin_batch(trainer, pl_module, "train", 0)
+        self._watch("begin_step")
+
+    @_guarded
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        # An optimizer that evaluates the step again, such as LBFGS, shows rows that have been counted.
+        if pl_module.automatic_optimization:
+            self._capture.close()
+        self._watch("end_forward")
+
+    @_guarded
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._watch("before_optimizer_step", optimizer)
 
     @_guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._end_batch(trainer, "train", 0, outputs, batch)
+        self._watch("after_step", trainer.optimizers)
 
     @_guarded
     def on_validation_batch_start(
@@ -224,6 +277,7 @@ class LossAccuracyMonitor(Callback):
         # Loggers, the directory and a checkpoint's state are all there only now.
         self._run.prepare(trainer)
         self._run.resume_train(trainer)
+        self._watch("start", pl_module)
 
     @_guarded
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -254,7 +308,9 @@ class LossAccuracyMonitor(Callback):
         return self._generate_state_key(**self._key, **({"ambient": True} if self._ambient else {}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors only, at most 256 KB and the references of the probe (48 bytes an item each)."""
+        """Primitives and tensors only: at most 256 KB, 56 bytes an item for each of two references of a probe, and 128
+        bytes for each row of `train_probe`.
+        """
         if self._off:
             return {}
         try:

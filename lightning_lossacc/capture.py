@@ -30,6 +30,7 @@ from lightning_lossacc.loss_calls import (
     Site,
     find_references,
     listen,
+    tell_compiled,
     unlisten,
 )
 
@@ -105,14 +106,15 @@ class Capture:
         self._streams: dict[Key, _Stream] = {}
         self._module: weakref.ref[nn.Module] | None = None
         self._references: list[Reference] = []
-        self._close()
+        self._reset()
 
     def __reduce__(self) -> tuple[type[Capture], tuple[User | None, int]]:
         # The rest holds globals of the user's modules, which copies and processes must not carry.
         return type(self), (self.user, self.which)
 
-    def _close(self) -> None:
+    def _reset(self) -> None:
         self._key: Key | None = None
+        self._closed = False
         self._consume: Callable[[Captured], None] | None = None
         self._thread = 0
         self._held: list[tuple[Site, Captured, tuple[int, int]]] = []
@@ -138,6 +140,14 @@ class Capture:
             self.fail("start", error)
             self.abort()
 
+    def close(self) -> None:
+        """The step's loss calls are over: later ones, of a step that is evaluated again, are not reported."""
+        try:
+            tell_compiled()
+        except Exception as error:
+            self.fail("close", error)
+        self._closed = True
+
     def stop(self, outputs: Any, batch: Any) -> None:
         """Ends the step: restores every function, and hands over what was held or returned.
 
@@ -161,7 +171,7 @@ class Capture:
             unlisten(self)
         except Exception as error:
             self.fail("abort", error)
-        self._close()
+        self._reset()
 
     def source(self, key: Key) -> str | None:
         """Where the pairs of this stage and loader come from; None until some were found."""
@@ -190,7 +200,7 @@ class Capture:
     def see(self, call: LossCall) -> None:
         """Takes or leaves one loss call."""
         try:
-            if self._key is None or threading.get_ident() != self._thread:
+            if self._closed or self._key is None or threading.get_ident() != self._thread:
                 return
             stream = self._stream(self._key)
             stream.compiled |= call.site.code is None
@@ -259,9 +269,7 @@ class Capture:
         target: Any,
         source: str,
     ) -> bool:
-        logits, target = (it.detach() if isinstance(it, Tensor) else it for it in (logits, target))
-        call = LossCall("", logits, target, IGNORE_INDEX, 0.0, False, Site("", 0))
-        found = _check(call, None, source)
+        found = from_pair(logits, target, source)
         if isinstance(found, str):
             self._note(f"{source} gave {found}")
             return False
@@ -287,6 +295,12 @@ class Capture:
                         self._pass(captured)
                     else:
                         self._note(f"{captured.source} got tensors that were changed afterwards")
+
+
+def from_pair(logits: Any, target: Any, source: str, ignore_index: int = IGNORE_INDEX) -> Captured | str:
+    """The pair in shapes that metrics read, detached, or in words what it was; shapes tell the task."""
+    logits, target = (it.detach() if isinstance(it, Tensor) else it for it in (logits, target))
+    return _check(LossCall("", logits, target, ignore_index, 0.0, False, Site("", 0)), None, source)
 
 
 def _check(call: LossCall, task: Task | None, source: str) -> Captured | str:

@@ -1,7 +1,8 @@
-"""The command `lossacc`: `demo` shows the main case on bundled data, `fit`, `validate` and `test` run a configuration.
+"""The command `lossacc`: `demo` shows the main case, `scan` judges logs that exist, `fit` runs a configuration.
 
-`fit`, `validate` and `test` are LightningCLI's: modules and data by class path, every argument on the command line or
-in YAML. A configuration that comes with the package may be named without its folder: `lossacc fit --config digits`.
+`scan` and `explain` start without waiting for torch or Lightning. `fit`, `validate` and `test` are LightningCLI's:
+modules and data by class path, every argument on the command line or in YAML. A configuration that comes with the
+package may be named without its folder: `lossacc fit --config digits`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,18 +25,35 @@ DEMOS = ("digits", "breast_cancer")
 NEEDED = {"demo": ("sklearn", "jsonargparse", "matplotlib", "tensorboard"), "cli": ("jsonargparse",)}
 
 
+# Fewer logs are read before a bar could be drawn.
+MIN_PROGRESS = 10
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; 0 if it went through, 2 if it was called wrongly or something is not installed."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in RUNS:
         return _missing("cli") or _run(words)
+    options = _parser().parse_args(words)
+    if options.command == "demo":
+        return _missing("demo") or _demo(Path(options.dir), options.wandb, options.max_epochs)
+    try:
+        return {"scan": _scan, "explain": _explain, "analyze": _analyze}[options.command](options)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python would complain again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lossacc",
         description="Why do loss and accuracy disagree?",
         epilog="lossacc fit --help lists the arguments of LightningCLI; configurations that come with the package: "
         + ", ".join(sorted(path.stem for path in _bundled().glob("*.yaml"))),
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | fit | validate | test")
+    names = "demo | fit | validate | test | scan | explain | analyze"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     demo = commands.add_parser("demo", help="train on bundled data until loss and accuracy part, and say why")
     demo.add_argument("--dir", default="runs", help="folder of logs, events and pictures (default: runs)")
     demo.add_argument("--wandb", action="store_true", help="write to W&B as well, offline (needs wandb)")
@@ -43,8 +64,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("test", "one pass over the test data"),
     ):
         commands.add_parser(name, help=f"{help_text} (LightningCLI)", add_help=False)
-    options = parser.parse_args(words)
-    return _missing("demo") or _demo(Path(options.dir), options.wandb, options.max_epochs)
+    scan = commands.add_parser(
+        "scan",
+        help="judge training logs that exist: CSV, TensorBoard, trainer_state.json, JSON, history.jsonl",
+        description="One verdict a run: diverging, stuck, unstable, healthy or undecided. Exit status: 0 no warning, "
+        "1 warnings, 2 nothing could be read.",
+    )
+    scan.add_argument("paths", nargs="+", metavar="PATH", help="a log, or a folder that is searched for logs")
+    scan.add_argument("--json", action="store_true", help="one JSON object a line and run")
+    scan.add_argument("--details", action="store_true", help="a block for each run, also of many")
+    scan.add_argument("--num-classes", type=_count(2), metavar="N", help="gives the chance level and ln N")
+    scan.add_argument("--val-size", type=_count(1), metavar="N", help="rows of the validation set: its sampling error")
+    for option in ("--loss", "--accuracy", "--train-loss", "--train-accuracy", "--epoch"):
+        scan.add_argument(option, metavar="COLUMN", help="name of that column, if the guess is wrong")
+    explain = commands.add_parser("explain", help="what a cause or an event means, and what to do")
+    explain.add_argument("name", nargs="?", help="over-confidence, loss-up-accuracy-flat … (default: list all)")
+    analyze = commands.add_parser(
+        "analyze", help="all quantities of saved logits and targets; what changed between two"
+    )
+    analyze.add_argument("files", nargs="+", metavar="FILE.npz", help="one file, or two: before and after")
+    analyze.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """A whole number from `least` on, as argparse wants it."""
+
+    def number(word: str) -> int:
+        if not word.isdecimal() or int(word) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, but got {word!r}")
+        return int(word)
+
+    return number
 
 
 def config_path(name: str) -> str:
@@ -76,6 +127,84 @@ def _missing(extra: str) -> int:
         f'lossacc: {", ".join(missing)} not installed; try: pip install "lightning-lossacc[{extra}]"', file=sys.stderr
     )
     return 2
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from lightning_lossacc.readers import Columns, Sharpening, find_sources
+    from lightning_lossacc.scan import Scanned, scan
+    from lightning_lossacc.scan_text import text
+
+    sources, missing = find_sources(options.paths)
+    for path, reason in missing:
+        print(f"lossacc: {path}: {reason}", file=sys.stderr)
+    given = Columns(
+        loss=options.loss,
+        accuracy=options.accuracy,
+        train_loss=options.train_loss,
+        train_accuracy=options.train_accuracy,
+        epoch=options.epoch,
+    )
+    results, unread = [], []
+    with _progress(len(sources)) as advance:
+        for found in scan(sources, given, Sharpening(options.num_classes, options.val_size), advance):
+            if not isinstance(found, Scanned):
+                unread.append(found)
+                continue
+            results.append(found)
+            if options.json:
+                print(found.to_json(), flush=True)
+    # After the progress bar, which would be torn apart.
+    for one in unread:
+        if one.certain:
+            print(f"lossacc: {one.run}: {one.reason}", file=sys.stderr)
+    others = sum(not one.certain for one in unread)
+    if others:
+        print(f"lossacc: {others} JSON files hold no loss and no accuracy", file=sys.stderr)
+    if results and not options.json:
+        print(text(results, options.details))
+    if not results:
+        return 2
+    return int(any(result.warns for result in results))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object] | None]:
+    """A bar on stderr that is advanced by what it gives; None for a few logs, outside a terminal or without rich."""
+    if total < MIN_PROGRESS or not sys.stderr.isatty() or find_spec("rich") is None:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # rich would send what is printed meanwhile, the JSON lines, to its own console: to stderr.
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task("reading logs", total=total)
+        yield partial(bar.advance, task)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from lightning_lossacc.diagnosis.catalogue import explain
+
+    try:
+        print(explain(options.name))
+    except ValueError as error:
+        print(f"lossacc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from lightning_lossacc.analyze import analyze
+
+    if len(options.files) > 2:
+        print(f"lossacc: Expected one file or two, but got {len(options.files)}.", file=sys.stderr)
+        return 2
+    try:
+        print(analyze(options.files, options.json))
+    except (ValueError, OSError) as error:
+        print(f"lossacc: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _run(words: list[str]) -> int:

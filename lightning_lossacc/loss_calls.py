@@ -146,7 +146,7 @@ def listen(listener: Listener, references: list[Reference]) -> None:
     its last arguments until `unlisten`.
     """
     with _lock:
-        _tell_compiled()
+        tell_compiled()
         installed = _listeners[listener] = []
         for reference in references:
             users, first = _replaced.get(_key(reference), (0, reference))
@@ -164,7 +164,7 @@ def unlisten(listener: Listener) -> None:
         if listener not in _listeners:
             return
         try:
-            _tell_compiled()
+            tell_compiled()
         finally:
             for reference in _listeners.pop(listener):
                 users, first = _replaced.pop(_key(reference))
@@ -301,7 +301,8 @@ def _new_slot(name: str) -> str:
     return slot
 
 
-def _tell_compiled() -> None:
+def tell_compiled() -> None:
+    """Tells all listeners about the calls of compiled code since it was asked last."""
     values = dict(vars(_slots))
     vars(_slots).clear()
     for slot, (name, site) in _slot_sites.items() if values else ():

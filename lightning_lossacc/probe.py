@@ -168,6 +168,12 @@ class Probe:
         result = compare(reference.items, self.items(temperature), self.positions.tolist(), hard_nll)
         if result is None:
             return None
+        known = self.rows()
+        if known is not None and math.isfinite(temperature):
+            _, logits, target = known
+            if self.layout.task == "binary":
+                logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
+            result["hard"] |= fits.unlikely_rows(logits / temperature, target)
         bounds = {"refinement_bounds_before": list(reference.bounds), "refinement_bounds_after": self._bounds()}
         return {
             "reference_epoch": reference.epoch,

@@ -6,25 +6,26 @@ The hooks of the callback only say when.
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lossacc import closing, quantities
-from lightning_lossacc.capture import Capture
+from lightning_lossacc import closing, quantities, records, training
+from lightning_lossacc.capture import IGNORE_INDEX, Capture
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
+from lightning_lossacc.ranks import fold
+from lightning_lossacc.records import UNION
 from lightning_lossacc.resume import (
     complete_history,
-    free_directory,
+    drop_abandoned,
     is_interrupted,
     load_history,
     load_train,
@@ -33,14 +34,16 @@ from lightning_lossacc.resume import (
     save_train,
     unpack,
 )
-from lightning_lossacc.sampling import expected_batches, samplings
-from lightning_lossacc.sinks import FileSink, Reporter, Sink, find_sinks, tell
-from lightning_lossacc.sinks.terminal import printer_for, show
-from lightning_lossacc.stages import Settings, StageState, fold
+from lightning_lossacc.sampling import Sampling, expected_batches, samplings, train_sampling
+from lightning_lossacc.stages import Settings, StageState
+from lightning_lossacc.train_probe import STAGE as TRAIN_PROBE
+from lightning_lossacc.train_probe import TrainProbe
+from lightning_lossacc.train_rows import TrainRows
+from lightning_lossacc.voice import Voice
+from lightning_lossacc.watchers import Watcher
 
-SCHEMA = 1
-PICTURE_SECONDS = 30.0
-UNION = -1
+SCHEMA = 2
+BEST = {"nll": 1, "accuracy": -1}
 
 
 class Run:
@@ -54,6 +57,8 @@ class Run:
         dirpath: directory of the files, None for the Trainer's, False for none.
         on_event: called with each event.
         verbose: whether the terminal shows anything.
+        watcher: numbers of activations, gradients and updates, or None.
+        train_probe: fixed training rows that are evaluated with each validation, or None.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Run:
         dirpath: str | Path | bool | None,
         on_event: Callable[[Event], Any] | None,
         verbose: bool,
+        watcher: Watcher | None = None,
+        train_probe: TrainProbe | None = None,
     ) -> None:
         self.interrupted = False
         self.failed: set[str] = set()  # stages of which a hook failed before the evaluation's end
@@ -72,15 +79,13 @@ class Run:
         self._settings = settings
         self._accuracy_margin = accuracy_margin
         self._keys = tuple(quantities.KEYS) if log_all else quantities.CORE
-        self._dirpath = dirpath
         self._on_event = on_event
-        self._verbose = verbose
+        self._voice = Voice(dirpath, verbose)
+        self.watcher = watcher
+        self._train_probe = train_probe
+        self._first_step = 0  # optimizer steps that other runs had made before this fit
         self._trainer: weakref.ref[Trainer] | None = None  # whose loggers and directory are in use
         self._fit: weakref.ref[Trainer] | None = None  # whose training the history is about
-        self._reporter = Reporter([])
-        self._directory: Path | None = None
-        self._last_picture = -math.inf
-        self._said: set[str] = set()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -90,13 +95,13 @@ class Run:
         self._states: dict[tuple[str, int], StageState] = {}
         self._references: dict[str, dict[str, Any]] = {}
         self._train_state: dict[str, Any] | None = None
-        self._directories: set[str] = set()  # where this history has been written to
+        self.train_rows = None if self._train_probe is None else TrainRows(self._train_probe, self._settings)
         self._loaded = self._resumed = False
-        self._said.clear()
+        self._voice.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Loggers and Trainers hold threads and files, which no copy can have.
-        return {**vars(self), "_trainer": None, "_fit": None, "_reporter": Reporter([]), "_directory": None}
+        # Trainers hold threads and files, which no copy can have.
+        return {**vars(self), "_trainer": None, "_fit": None}
 
     def prepare(self, trainer: Trainer) -> None:
         """Finds the loggers and the directory of a Trainer; the fit of another Trainer starts a new history."""
@@ -104,23 +109,17 @@ class Run:
             if not self._loaded:
                 self._start_anew()
             self._fit = weakref.ref(trainer)
+            self._first_step = trainer.global_step
         if _target(self._trainer) is trainer and not self._loaded:
             return
         self._trainer = weakref.ref(trainer)
-        # Asking for the log directory broadcasts it, so every rank asks.
-        log_dir = str(trainer.log_dir or trainer.default_root_dir)
-        sinks: list[Sink] = []
-        self._directory = None
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            if self._dirpath is not False:
-                self._directory = self._choose_directory(log_dir)
-            if self._directory is not None:
-                # With several processes all must decide from the same numbers, and only one reads the file.
-                if self._loaded and trainer.world_size == 1:
-                    complete_history(self.history, self._directory / "history.jsonl")
-                sinks.append(FileSink(self._directory, rank_zero_warn))
-            sinks += find_sinks(trainer.loggers, self.events)
-        self._reporter = Reporter(sinks, rank_zero_warn)
+        self._voice.find_places(trainer, self.events)
+        if self._loaded and self._voice.directory is not None:
+            path = self._voice.directory / "history.jsonl"
+            # With several processes all must decide from the same numbers, and only one reads the file.
+            if trainer.world_size == 1:
+                complete_history(self.history, path)
+            drop_abandoned(self.history, path)
         self._loaded = False
         if trainer.world_size > 1:
             # Values are already summed over ranks, which Lightning cannot know when it reduces them, later.
@@ -144,6 +143,16 @@ class Run:
             load_train(self.state("train", 0), self._train_state, device, trainer.is_global_zero)
             self._train_state = None
 
+    def begin_train(self, trainer: Trainer) -> None:
+        """Empties the sums of the training epoch."""
+        state = self.state("train", 0)
+        state.clear()
+        try:
+            state.sampling = train_sampling(trainer)
+        except Exception as error:
+            # Rows are counted all the same; only those of one item are taken for several items.
+            state.sampling = Sampling(reason=f"{type(error).__name__}: {error}")
+
     def begin_evaluation(self, trainer: Trainer, stage: str) -> None:
         """Empties the accumulators of every loader of a stage and reads how its items are ordered."""
         self.prepare(trainer)
@@ -159,71 +168,123 @@ class Run:
             state.flush()
             state.complete = state.complete and batches in (state.batches, math.inf) and stage not in self.failed
         self.failed.discard(stage)
+        train = self._copy_of_train() if name == "val" else None
+        rows = self.train_rows if name == "val" else None
+        beside = [] if train is None else [train]
+        if rows is not None:
+            ignored = None if train is None or train.layout is None else train.layout.ignore_index
+            beside.append(rows.evaluate(trainer, pl_module, IGNORE_INDEX if ignored is None else ignored))
+        watched = {}
+        if name == "val" and self.watcher is not None:
+            watched = self._attempt("what the watchers saw", self.watcher.values) or {}
+        problem = None
         # Ranks of one Trainer only: a process group may hold several independent ones.
-        problem = fold(states, trainer.strategy.root_device) if trainer.world_size > 1 else None
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            shared = training.to_vector(watched, device, trainer.is_global_zero)
+            problem = fold(states, device, beside, shared)
+            watched = training.from_vector(shared)
+        found: list[Record] = []
         if problem is not None:
-            self.warn_once(problem)
-        records = [] if problem is not None else self._records(trainer, stage, states)
-        self._log(trainer, pl_module, stage, records, len(states))
+            self._voice.warn_once(problem)
+        else:
+            if rows is not None and any(state.layout is not None for state in states):
+                record = self._attempt("the training rows", lambda: rows.record(trainer, self.history))
+                found += [] if record is None else self._keep([record])
+            found += self._records(trainer, stage, states, train, rows, watched)
+        self._log(trainer, pl_module, stage, found, len(states))
         for state in states:
             if problem is None:
-                self._explain(state)
+                self._voice.explain(state, self._capture)
             state.clear()
+        if rows is not None:
+            for note in rows.notes:
+                self.warn_once(note)
+            rows.state.clear()
         if name == "val":
-            self._diagnose(trainer, [record for record in records if record.loader != UNION])
+            self._diagnose(trainer, [record for record in found if record.stage == name and record.loader != UNION])
         elif trainer.state.fn != "fit":
-            for record in records:
-                self._say(trainer, closing.snapshot(record), level="info")
+            for record in found:
+                self._voice.say(trainer, closing.snapshot(record), level="info")
 
-    def _records(self, trainer: Trainer, stage: str, states: list[StageState]) -> list[Record]:
-        logged = _logged(trainer, stage)
-        name = self.name(trainer, stage)
-        records = []
+    def _copy_of_train(self) -> StageState:
+        """The training epoch so far, in sums of its own."""
+        state = self.state("train", 0).copy()
+        state.complete = state.complete and "train" not in self.failed
+        return state
+
+    def _attempt(self, what: str, make: Callable[[], Any]) -> Any:
+        """What an addition to the records gives; None with one warning if it fails, so that the rest is not lost."""
+        try:
+            return make()
+        except Exception as error:
+            self.warn_once(f"lossacc lacks {what}: {type(error).__name__}: {error}", what)
+            return None
+
+    def _records(
+        self,
+        trainer: Trainer,
+        stage: str,
+        states: list[StageState],
+        train: StageState | None,
+        rows: TrainRows | None,
+        watched: dict[str, float],
+    ) -> list[Record]:
+        """The records of the loaders of a stage, and of their union."""
+        logged, name = records.logged(trainer, stage), self.name(trainer, stage)
+        context, train_classes = ({}, []) if train is None else training.measured(train)
+        context |= watched
+        found = []
         for state in states:
             if state.layout is None:
                 continue
-            values = state.values()
-            paired = self._pair(trainer, state, values) if name == "val" else {}
-            records.append(_record(trainer, name, state.loader, state.complete, values, state.arrays(), logged, paired))
-            if stage != "train":
-                self._say_opening(trainer, records[-1], state)
-        active = [state for state in states if state.layout is not None]
-        if len(active) > 1 and len({state.layout.fingerprint for state in active}) == 1:
-            counts = torch.stack([state.counts for state in active]).sum(0)
-            sums = torch.stack([state.sums for state in active]).sum(0)
-            union = quantities.summary(counts, sums, active[0].layout)
-            complete = all(state.complete for state in active)
-            records.append(_record(trainer, name, UNION, complete, union, {}, logged, {}))
-        for record in records:
-            self.history.append(record)
-            self._reporter.record(record)
-        return records
+            values, arrays = state.values(), state.arrays()
+            paired, own = {}, {}
+            if name == "val":
+                own = context | {"num_classes": float(state.layout.num_classes)} | self._steps(trainer, state.loader)
+                arrays |= {"train_classes": train_classes} if train_classes else {}
+                logits = functools.partial(records.probed, state, None if rows is None else rows.state)
+                arrays |= self._attempt("what the logits tell", logits) or {}
+                paired, kept = records.pair(trainer, state, values, self.history, BEST)
+                if state.loader == 0 and "nll" in kept and rows is not None:
+                    rows.keep(trainer)
+            found.append(
+                records.make(
+                    trainer, name, state.loader, state.complete, values, arrays, logged, paired=paired, context=own
+                )
+            )
+            if stage != "train" and not self._resumed:
+                source = self._capture.source((state.stage, state.loader))
+                self._voice.say_opening(trainer, found[-1], state, source)
+        together = records.union(states)
+        if together is not None:
+            complete, values = together
+            found.append(records.make(trainer, name, UNION, complete, values, logged=logged, context=context))
+        return self._keep(found)
 
-    def _pair(self, trainer: Trainer, state: StageState, values: dict[str, float]) -> dict[str, dict[str, Any]]:
-        """Compares with the kept evaluations, then keeps this one where it is the best so far."""
-        probe = state.probe
-        if probe is None or not state.complete or not math.isfinite(values["nll"]):
-            return {}
-        temperature, paired = values["temperature"], {}
-        for name, sign in (("nll", 1), ("accuracy", -1)):
-            compared = probe.compare(name, temperature)
-            if compared is not None:
-                paired[name] = compared
-            earlier = [value for value in self.history.column(name, state.stage, state.loader) if math.isfinite(value)]
-            is_best = all(sign * values[name] < sign * value for value in earlier)
-            if is_best or name not in probe.references:
-                probe.keep(name, trainer.current_epoch, trainer.global_step, temperature, values["nll"])
-        return paired
+    def _steps(self, trainer: Trainer, loader: int) -> dict[str, float]:
+        """Optimizer steps since the last evaluation, or since this fit began."""
+        earlier = self.history.series("val", loader, complete=False)
+        since = earlier[-1].global_step if earlier else self._first_step
+        return {"steps": float(trainer.global_step - since)}
+
+    def _keep(self, found: list[Record]) -> list[Record]:
+        for record in found:
+            self.history.append(record)
+            self._voice.reporter.record(record)
+        return found
 
     def _log(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str, records: list[Record], num_loaders: int
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, found: list[Record], num_loaders: int
     ) -> None:
         scalars = {}
-        for record in records:
-            suffix = f"/dataloader_idx_{record.loader}" if num_loaders > 1 and record.loader != UNION else ""
+        for record in found:
+            name = TRAIN_PROBE if record.stage == TRAIN_PROBE else stage
+            is_part = num_loaders > 1 and record.loader != UNION and name == stage
+            suffix = f"/dataloader_idx_{record.loader}" if is_part else ""
             for key in self._keys:
                 if key in record.values:
-                    scalars[f"lossacc/{stage}/{key}{suffix}"] = record.values[key]
+                    scalars[f"lossacc/{name}/{key}{suffix}"] = record.values[key]
         if not scalars:
             return
         if trainer.barebones:
@@ -231,35 +292,39 @@ class Run:
             return
         pl_module.log_dict(scalars, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
         # Not through `self.log`: Lightning lets a logger's exception end the run, and this must not.
-        self._reporter.scalars(scalars | {"epoch": float(trainer.current_epoch)}, _step(trainer))
+        self._voice.reporter.scalars(scalars | {"epoch": float(trainer.current_epoch)}, _step(trainer))
 
-    def _diagnose(self, trainer: Trainer, records: list[Record]) -> None:
+    def _diagnose(self, trainer: Trainer, evaluated: list[Record]) -> None:
         found = []
-        for record in records:
+        for record in evaluated:
             if record.complete:
                 found += self._diagnosis.examine(self.history, record.stage, record.loader)
         for event in found:
             self.events.append(event)
-            self._reporter.event(event, _step(trainer))
+            self._voice.reporter.event(event, _step(trainer))
             if event.level == "warning":
-                self._say(trainer, event.message)
+                self._voice.say(trainer, event.message)
             if self._on_event is not None:
                 try:
                     self._on_event(event)
                 except Exception as error:
-                    self.warn_once(f"lossacc: `on_event` raised {type(error).__name__}: {error}", "on_event")
+                    self._voice.warn_once(f"lossacc: `on_event` raised {type(error).__name__}: {error}", "on_event")
         if any(event.level == "warning" and event.status != "closed" for event in found):
-            self._draw(trainer, at_end=False)
+            self._voice.draw(self.history, self.events, _step(trainer), at_end=False)
+
+    def warn_once(self, text: str, key: str | None = None) -> None:
+        """Warns on rank zero, once; never raises."""
+        self._voice.warn_once(text, key)
 
     def close(self, trainer: Trainer) -> None:
         """The closing summary and the last picture."""
         if self.history.streams():
-            files = None if self._directory is None else str(self._directory)
+            files = None if self._voice.directory is None else str(self._voice.directory)
             text = closing.closing(self.history, self.events, self._accuracy_margin, files)
-            self._say(trainer, text, level="info")
-            self._reporter.summary(text, _step(trainer))
-            self._draw(trainer, at_end=True)
-        self._reporter.close()
+            self._voice.say(trainer, text, level="info")
+            self._voice.reporter.summary(text, _step(trainer))
+            self._voice.draw(self.history, self.events, _step(trainer), at_end=True)
+        self._voice.reporter.close()
 
     def save(self) -> dict[str, Any]:
         """Primitives and tensors only: a ring of evaluations, open events, references, and sums of a begun epoch."""
@@ -277,121 +342,29 @@ class Run:
             "events": pack([event.to_json() for event in self.events]),
             "open": pack([self._diagnosis.state()]),
             "references": references,
+            "train_rows": None if self.train_rows is None else self.train_rows.save(),
             "train": begun,
-            "directories": sorted(self._directories),
+            "directories": sorted(self._voice.directories),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         """Takes a checkpoint's state; one of another version is ignored with one warning."""
         if saved.get("schema") != SCHEMA:
-            self.warn_once("lossacc found a checkpoint of another version; its history starts anew.")
+            self._voice.warn_once("lossacc found a checkpoint of another version; its history starts anew.")
             return
         history, events = load_history(saved["history"]), [Event.from_json(line) for line in unpack(saved["events"])]
         self._start_anew()
         self.history, self.events = history, events
         self._diagnosis.load_state("".join(unpack(saved["open"])))
         self._references, self._train_state = saved["references"], saved["train"]
-        self._directories = set(saved["directories"])
+        if self.train_rows is not None and saved["train_rows"] is not None:
+            self.train_rows.load(saved["train_rows"])
+        self._voice.directories = set(saved["directories"])
         self._loaded = self._resumed = True
-
-    def _say(self, trainer: Trainer, text: str, level: Literal["info", "warning"] = "warning") -> None:
-        if self._verbose and trainer.is_global_zero:
-            show(text, printer_for(trainer), level=level)
-
-    def _say_opening(self, trainer: Trainer, record: Record, state: StageState) -> None:
-        key = f"opening {record.stage} {record.loader}"
-        if key in self._said or record.num_rows == 0 or self._resumed:
-            return
-        self._said.add(key)
-        source = self._capture.source((state.stage, state.loader)) or "another rank"
-        self._say(
-            trainer,
-            closing.opening(record, source, state.unpaired),
-            level="info",
-        )
-
-    def _explain(self, state: StageState) -> None:
-        """One message where nothing, or not everything, could be counted."""
-        if state.failure is not None:
-            self.warn_once(f"lossacc could not count a batch of {state.stage}: {state.failure}", "failure")
-        elif state.layout is None and state.batches:
-            self.warn_once(self._capture.explanation((state.stage, state.loader)), "nothing")
-        elif state.batches and not state.num_rows:
-            excluded = ", ".join(f"{rows} {closing.EXCLUDED[name]}" for name, rows in state.excluded().items() if rows)
-            self.warn_once(
-                f"lossacc could count no row of {state.stage} loader {state.loader}: {excluded or 'none came'}.", "rows"
-            )
-
-    def warn_once(self, text: str, key: str | None = None) -> None:
-        """Warns on rank zero; never raises, even if warnings are errors."""
-        if (key or text) not in self._said:
-            self._said.add(key or text)
-            tell(rank_zero_warn, text)
-
-    def _draw(self, trainer: Trainer, at_end: bool) -> None:
-        now = time.monotonic()
-        if not at_end and now - self._last_picture < PICTURE_SECONDS:
-            return
-        for stage, loader in self.history.streams():
-            if stage == "val" and loader != UNION:
-                name = "lossacc" if loader == 0 else f"lossacc/dataloader_idx_{loader}"
-                self._reporter.picture(name, self.history, self.events, _step(trainer), stage=stage, loader=loader)
-        self._last_picture = time.monotonic()
-
-    def _choose_directory(self, log_dir: str) -> Path | None:
-        """`lossacc` in the log directory, numbered if another run has written there; the same one on resume."""
-        if isinstance(self._dirpath, str | Path):
-            wanted = Path(self._dirpath).absolute()
-        elif "://" in log_dir:
-            self.warn_once(f"lossacc writes no files to {log_dir}; give `dirpath`, a local directory.")
-            return None
-        else:
-            wanted = Path(log_dir).absolute() / "lossacc"
-        chosen = free_directory(wanted, self._directories)
-        self._directories.add(str(chosen))
-        return chosen
-
-
-def _record(
-    trainer: Trainer,
-    stage: str,
-    loader: int,
-    complete: bool,
-    values: dict[str, float],
-    arrays: dict[str, Any],
-    logged: dict[str, float],
-    paired: dict[str, dict[str, Any]],
-) -> Record:
-    return Record(
-        stage=stage,
-        loader=loader,
-        epoch=trainer.current_epoch,
-        global_step=trainer.global_step,
-        time=time.time(),
-        complete=complete,
-        num_rows=int(values["num_rows"]),
-        num_items=int(values["num_items"]),
-        values=values,
-        arrays=arrays,
-        logged=logged,
-        paired=paired,
-    )
 
 
 def _target(reference: weakref.ref[Trainer] | None) -> Trainer | None:
     return None if reference is None else reference()
-
-
-def _logged(trainer: Trainer, stage: str) -> dict[str, float]:
-    """The user's own loss and accuracy of this stage; read on every rank, since reading may reduce over ranks."""
-    metrics = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lossacc/")}
-    mine = {
-        key: float(value)
-        for key, value in metrics.items()
-        if ("loss" in key.lower() or "acc" in key.lower()) and value.numel() == 1
-    }
-    names = {"train": ("train",), "val": ("val", "eval", "dev"), "test": ("test",)}[stage]
-    return {key: value for key, value in mine.items() if any(name in key.lower() for name in names)}
 
 
 def _step(trainer: Trainer) -> int:

@@ -6,7 +6,7 @@ Read from data loaders and samplers, which are never iterated: that would draw f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
@@ -91,3 +91,15 @@ def expected_batches(trainer: Any, stage: str) -> list[int | float]:
     if len(batches) > 1 and mode != "sequential":
         return [min(batches) if mode == "min_size" else max(batches)]
     return list(batches)
+
+
+def train_sampling(trainer: Any) -> Sampling:
+    """How many items a training batch has, so that several rows of one item are told from several items.
+
+    Items that a `DistributedSampler` repeats are trained on, and counted.
+    """
+    sampling = Sampling.of(trainer.train_dataloader, trainer.world_size)
+    if sampling.num_items is None or sampling.owned is None:
+        return Sampling()
+    drawn = math.ceil(sampling.num_items / sampling.stride)
+    return replace(sampling, owned=drawn, known=False, reason="training batches are not paired")

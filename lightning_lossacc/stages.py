@@ -1,14 +1,13 @@
-"""What one stage and data loader has accumulated since its evaluation began, and how ranks agree on it.
+"""What has one stage and data loader accumulated since its evaluation began?
 
-A `StageState` turns captured batches into the two vectors of a `Layout` and into a `Probe`; `fold` adds them up over
-ranks with three collectives for all loaders together, which every rank calls whatever it has seen. Only this file and
-the callback know both tensors and a Trainer's data loaders.
+A `StageState` turns captured batches into the two vectors of a `Layout` and into a `Probe`, in one process; `ranks.py`
+adds them up over several.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.buffer import RowBuffer
 from lightning_lossacc.capture import Captured
+from lightning_lossacc.looks import Looks
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sampling import Sampling
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 
 CLASS_TABLE = 64
-NO_LAYOUT = -(2**40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,7 @@ class StageState:
         grid: whether the temperature grid is summed (evaluation) or not (training).
         sampling: order of the items, known only for evaluation.
         layout, counts, sums: None before the first captured batch.
+        looks: whether the captured numbers are logits; None before the first captured batch.
         probe: paired items; None where the order is unknown.
         unpaired: why there is no probe, in words; empty while there may be one.
         batches: batches seen since the evaluation began.
@@ -62,6 +62,7 @@ class StageState:
     layout: Layout | None = None
     counts: Tensor | None = None
     sums: Tensor | None = None
+    looks: Looks | None = None
     probe: Probe | None = None
     unpaired: str = ""
     batches: int = 0
@@ -86,16 +87,28 @@ class StageState:
         self._position += self._expected_items()
         self.batches += 1
 
-    def add(self, captured: Captured) -> None:
-        """Counts one captured loss call; bad shapes are remembered in `failure` and never raised into the step."""
+    def add(self, captured: Captured, position: Tensor | None = None) -> None:
+        """Counts one captured loss call; bad shapes are remembered in `failure` and never raised into the step.
+
+        Args:
+            captured: logits and targets.
+            position: (I,) int64 position of each item in the data set; None reads it from the sampling.
+        """
         self.label_smoothing, self.weighted = captured.label_smoothing, captured.weighted
         try:
             if self.layout is None:
                 self._begin(infer_layout(captured, self.settings, self.grid), captured.logits.device)
-            logits, target, owned = self._items(captured.logits, captured.target)
+            if position is None:
+                logits, target, owned = self._items(captured.logits, captured.target)
+            else:
+                logits, target, owned = _by_item(captured.logits, captured.target, len(position))
+                if owned is None:
+                    raise ValueError(
+                        f"Expected logits of {len(position)} items, but got shape {tuple(captured.logits.shape)}."
+                    )
             logits, target = kernels.canonical(logits, target, self.layout)
             self._calls += 1
-            self._buffer.add(logits, target, self._positions(owned, logits.device))
+            self._buffer.add(logits, target, self._positions(owned, logits.device) if position is None else position)
         except Exception as error:
             self._fail_by(error)
 
@@ -108,6 +121,7 @@ class StageState:
 
     def _count(self, logits: Tensor, target: Tensor, position: Tensor | None) -> None:
         kernels.row_statistics(logits, target, self.counts, self.sums, self.layout)
+        self.looks.update(logits)
         if self.probe is not None and position is not None:
             self.probe.update(position, logits, target)
 
@@ -134,10 +148,17 @@ class StageState:
         if self.layout is not None:
             self.counts.zero_()
             self.sums.zero_()
+            self.looks.clear()
         if self.probe is not None:
             self.probe.clear()
         self.batches = self._position = self._calls = 0
         self.complete = True
+
+    def forget(self) -> None:
+        """Drops what was counted and stays what it is for other ranks: layout, completeness, pairing."""
+        batches, complete = self.batches, self.complete
+        self.clear()
+        self.batches, self.complete = batches, complete
 
     def adopt(self, layout: Layout, device: torch.device) -> None:
         """Takes another rank's layout on a rank that has seen no batch."""
@@ -147,6 +168,15 @@ class StageState:
     def unpair(self, reason: str) -> None:
         """Switches paired comparison off and says why."""
         self.probe, self.unpaired, self.reference_state = None, reason, {}
+
+    def copy(self) -> StageState:
+        """The same sums in vectors of their own, which may be added up over ranks while this state goes on."""
+        self.flush()
+        other = replace(self)
+        if self.layout is not None:
+            other.counts, other.sums = self.counts.clone(), self.sums.clone()
+            other.looks = Looks(self.counts.device)
+        return other
 
     def references(self) -> dict[str, Any]:
         """Kept evaluations of the probe, for a checkpoint; also those of a checkpoint that still wait for a batch."""
@@ -181,6 +211,7 @@ class StageState:
             "classes": quantities.class_table(self.counts, self.sums, self.layout, largest=CLASS_TABLE),
             "excluded": self.excluded() | {"ties": int(part["ties"])},
             "loss_terms": self.loss_terms,
+            "looks_like": self.looks.verdict(),
         }
         if self.layout.temperatures:
             arrays["temperature_curve"] = refinement.temperature_curve(self.counts, self.sums, self.layout)
@@ -190,6 +221,7 @@ class StageState:
     def _begin(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
         self.counts, self.sums = layout.zeros(device)
+        self.looks = Looks(device)
         self._make_probe()
 
     def _make_probe(self) -> None:
@@ -214,12 +246,9 @@ class StageState:
         expected = self._expected_items()
         if not expected or (self._calls and len(logits) != expected):
             return logits, target, None
-        if len(logits) != expected:
-            # Tokens of a sequence are often flattened into rows: (B * L, C) becomes (B, C, L), the unit of sampling.
-            if len(logits) % expected or logits.ndim != 2 or target.ndim != 1:
-                return logits, target, None
-            logits = logits.unflatten(0, (expected, -1)).movedim(1, -1)
-            target = target.unflatten(0, (expected, -1))
+        logits, target, expected = _by_item(logits, target, expected)
+        if expected is None:
+            return logits, target, None
         owned = max(0, min(expected, self.sampling.owned - self._position))
         return logits[:owned], target[:owned], owned
 
@@ -237,6 +266,16 @@ class StageState:
         return self.sampling.first + self.sampling.stride * count
 
 
+def _by_item(logits: Tensor, target: Tensor, items: int) -> tuple[Tensor, Tensor, int | None]:
+    """Rows grouped by item, and their number; None if rows cannot be told apart."""
+    if len(logits) == items:
+        return logits, target, items
+    # Tokens of a sequence are often flattened into rows: (B * L, C) becomes (B, C, L), the unit of sampling.
+    if not items or len(logits) % items or logits.ndim != 2 or target.ndim != 1:
+        return logits, target, None
+    return logits.unflatten(0, (items, -1)).movedim(1, -1), target.unflatten(0, (items, -1)), items
+
+
 def infer_layout(captured: Captured, settings: Settings, grid: bool) -> Layout:
     """Layout from the first captured batch."""
     logits = captured.logits
@@ -246,10 +285,11 @@ def infer_layout(captured: Captured, settings: Settings, grid: bool) -> Layout:
         raise ValueError(f"Expected logits of shape (N, C, ...), but got {tuple(logits.shape)}.")
     else:
         num_classes = logits.shape[1] if settings.num_classes is None else settings.num_classes
-    return _layout(captured.task, num_classes, captured.ignore_index, settings, grid)
+    return make_layout(captured.task, num_classes, captured.ignore_index, settings, grid)
 
 
-def _layout(task: Any, num_classes: int, ignore_index: int | None, settings: Settings, grid: bool) -> Layout:
+def make_layout(task: Any, num_classes: int, ignore_index: int | None, settings: Settings, grid: bool) -> Layout:
+    """What is counted for a task, the same on every rank."""
     return Layout(
         num_classes=num_classes,
         task=task,
@@ -258,67 +298,3 @@ def _layout(task: Any, num_classes: int, ignore_index: int | None, settings: Set
         temperatures=EVALUATION_TEMPERATURES if grid else (),
         ignore_index=ignore_index,
     )
-
-
-def fold(states: list[StageState], device: torch.device) -> str | None:
-    """Adds up the states of all ranks, in place, with three collectives; a no-op in a single process.
-
-    The first (MAX) agrees on a header for each loader: whether any rank has a layout, its task, classes and ignored
-    index, a hash of the layout, the size of the data set, and whether any rank lost its pairing or a part. The second
-    and third (SUM) carry all counts, and all sums with the probes. A rank without data adopts the layout, adds zeros.
-
-    Returns:
-        None, or one sentence if ranks disagree; then nothing was folded, on any rank.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return None
-    if torch.distributed.get_world_size() == 1 or not states:
-        return None
-    header = torch.tensor([_header(state) for state in states], dtype=torch.int64, device=device)
-    torch.distributed.all_reduce(header, op=torch.distributed.ReduceOp.MAX)
-    agreed = header.tolist()
-    for state, row in zip(states, agreed, strict=True):
-        known, is_binary, num_classes, ignore_index, high, negated_low, unpaired, partial, largest, negated_smallest = (
-            row
-        )
-        if not known:
-            continue
-        if high != -negated_low:
-            where = f"{state.stage} loader {state.loader}"
-            return f"lossacc: ranks captured different losses or class counts in {where}; this is not reported."
-        task = "binary" if is_binary else "multiclass"
-        ignored = None if ignore_index == NO_LAYOUT else ignore_index
-        state.adopt(_layout(task, num_classes, ignored, state.settings, state.grid), device)
-        # Another size is another probe, and vectors of other lengths would hang or mix up the sum.
-        if unpaired or largest != -negated_smallest:
-            state.unpair(state.unpaired or "another rank could not pair its rows")
-        if partial and state.complete:
-            state.fail("another rank lost a part")
-    active = [state for state in states if state.layout is not None]
-    if not active:
-        return None
-    _all_reduce([state.counts for state in active])
-    _all_reduce(
-        [state.sums for state in active] + [state.probe.current[:-1] for state in active if state.probe is not None]
-    )
-    return None
-
-
-def _header(state: StageState) -> list[int]:
-    size = -1 if state.sampling.num_items is None else state.sampling.num_items
-    partial = int(not state.complete)
-    if state.layout is None:
-        return [0, 0, 0, NO_LAYOUT, NO_LAYOUT, NO_LAYOUT, int(not state.sampling.known), partial, size, -size]
-    layout, digest = state.layout, int(state.layout.fingerprint, 16)
-    ignore_index = NO_LAYOUT if layout.ignore_index is None else layout.ignore_index
-    is_binary, unpaired = int(layout.task == "binary"), int(bool(state.unpaired))
-    return [1, is_binary, layout.num_classes, ignore_index, digest, -digest, unpaired, partial, size, -size]
-
-
-def _all_reduce(tensors: list[Tensor]) -> None:
-    packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    torch.distributed.all_reduce(packed)
-    start = 0
-    for tensor in tensors:
-        tensor.copy_(packed[start : start + tensor.numel()].view(tensor.shape))
-        start += tensor.numel()

@@ -19,7 +19,7 @@ from lightning_lossacc import kernels
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.probe import Probe
-from lightning_lossacc.quantities import summary
+from lightning_lossacc.quantities import class_table, summary
 from lightning_lossacc.refinement import half_temperatures
 from lightning_lossacc.sums import Layout
 
@@ -70,7 +70,10 @@ class Simulation:
                 earlier = self.history.column(name)
                 if all(sign * values[name] < sign * value for value in earlier):
                     self.probe.keep(name, epoch, 10 * epoch, values["temperature"], values["nll"])
-        arrays = {"half_temperatures": half_temperatures(counts, sums, self.layout)}
+        arrays = {
+            "half_temperatures": half_temperatures(counts, sums, self.layout),
+            "classes": class_table(counts, sums, self.layout),
+        }
         self.history.append(
             Record("val", 0, epoch, 10 * epoch, 0.0, True, self.num_rows, self.num_rows, values, arrays, {}, paired)
         )

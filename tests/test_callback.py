@@ -16,6 +16,7 @@ import json
 import math
 import pickle
 import random
+import re
 import warnings
 import weakref
 from importlib.metadata import EntryPoint, entry_points
@@ -32,10 +33,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
-from lightning_lossacc import History, LossAccuracy, LossAccuracyMonitor, loss_calls, quantities, stages
+from lightning_lossacc import History, LossAccuracy, LossAccuracyMonitor, loss_calls, quantities, stages, training
 from lightning_lossacc.callback import callbacks_factory
 from lightning_lossacc.capture import Capture
+from lightning_lossacc.looks import Looks
 from lightning_lossacc.probe import Probe
+from lightning_lossacc.watchers import Watcher
 from tests.modules import (
     NUM_CLASSES,
     QUIET,
@@ -378,7 +381,7 @@ def test_quantities_all_logs_every_key(tmp_path: Path) -> None:
     logger = Memory()
     trainer(tmp_path, monitor(quantities="all"), logger=[logger]).fit(Plain(), loader(), loader())
     found = {key.removeprefix("lossacc/val/") for metrics, _ in logger.rows for key in metrics if "/val/" in key}
-    assert found == set(quantities.KEYS)
+    assert found - {"events"} == set(quantities.KEYS)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -507,6 +510,245 @@ def test_several_calls_of_one_place_are_summed_and_not_paired(tmp_path: Path, ca
     assert "the step calls the loss several times" in capsys.readouterr().out
 
 
+# -- context -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0])
+def test_validation_knows_the_training_epoch_so_far(interval: float, tmp_path: Path) -> None:
+    """At the epoch's end what the record of the epoch says; reading it does not disturb the epoch's sums."""
+    watch, plain = monitor(), monitor(probe_items=0)
+    trainer(tmp_path, watch, val_check_interval=interval).fit(Plain(drop=0.0), loader(64), [loader(), loader(seed=2)])
+    trainer(tmp_path, plain).fit(Plain(drop=0.0), loader(64), loader())
+    for index in (0, 1):
+        records = watch.history.series("val", index)
+        assert [record.context["train_rows"] for record in records] == [64 * interval, 64.0][-int(1 / interval) :] * 2
+        assert [record.context["steps"] for record in records] == [8 * interval] * len(records)
+        assert all(sum(record.arrays["train_classes"]) == record.context["train_rows"] for record in records)
+        assert all(record.context["num_classes"] == NUM_CLASSES for record in records)
+    epochs = watch.history.series("train")
+    for record, epoch in zip(
+        watch.history.series("val")[int(1 / interval) - 1 :: int(1 / interval)], epochs, strict=True
+    ):
+        assert record.context["train_nll"] == pytest.approx(epoch.values["nll"], rel=1e-12)
+        assert record.context["train_accuracy"] == epoch.values["accuracy"]
+        assert record.arrays["train_classes"] == epoch.arrays["classes"]["rows"]
+    assert [record.num_rows for record in epochs] == [64, 64]
+    assert watch.history.series("val", -1)[0].context["train_rows"] == 64 * interval
+
+
+def test_a_part_of_an_epoch_is_no_context(tmp_path: Path) -> None:
+    """Where a batch is missing, nothing is said of the training; keys are absent, never NaN."""
+
+    class Gap(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.current_epoch == 0 and batch_idx == 1:
+                self.trainer.callbacks[0]._capture.fail("test", RuntimeError("a gap"))
+            return super().training_step(batch, batch_idx)
+
+    watch = monitor()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tmp_path, watch).fit(Gap(), loader(), loader())
+    first, second = watch.history.series("val")
+    assert "train_nll" not in first.context and "train_classes" not in first.arrays
+    assert second.context["train_rows"] == 41
+    assert all(math.isfinite(value) for record in (first, second) for value in record.context.values())
+
+
+def test_validate_and_test_have_no_context(tmp_path: Path) -> None:
+    watch, module = monitor(), Plain()
+    made = trainer(tmp_path, watch)
+    made.fit(module, loader(), loader())
+    made.validate(module, loader(), verbose=False)
+    made.test(module, loader(), verbose=False)
+    assert [record.context for stage in ("validate", "test") for record in watch.history.series(stage)] == [{}, {}]
+
+
+@pytest.mark.parametrize("watched", [True, False, 3])
+def test_watching_by_argument(watched: bool | int, tmp_path: Path) -> None:
+    watch = monitor(watch=watched)
+    trainer(tmp_path, watch).fit(Plain(rate=0.25), loader(), loader())
+    contexts = [record.context for record in watch.history.series("val")]
+    if watched:
+        assert {context["learning_rate"] for context in contexts} == {0.25}
+        assert all(context["gradient_norm"] > 0 and context["update_ratio"] > 0 for context in contexts)
+        assert watch._watcher is not None and watch._watcher.every == (16 if watched is True else watched)
+    else:
+        assert all("learning_rate" not in context and "train_nll" in context for context in contexts)
+
+
+def test_every_watched_number_reaches_other_ranks() -> None:
+    """Numbers travel in a fixed order; the list of what a watcher says must hold all of them."""
+    said = re.findall(r"^ {12}([a-z_]+(?:, [a-z_]+)*):", Watcher.values.__doc__ or "", re.MULTILINE)
+    assert {name for names in said for name in names.split(", ")} == set(training.WATCHED)
+    values = {key: float(place) for place, key in enumerate(training.WATCHED) if place % 3}
+    vectors = [training.to_vector(values, torch.device("cpu"), first) for first in (True, False)]
+    assert training.from_vector(vectors[0] + vectors[1]) == values
+
+
+@pytest.mark.parametrize(
+    "where", ["start", "begin_step", "end_forward", "before_optimizer_step", "after_step", "values"]
+)
+def test_a_watcher_that_fails_is_off_with_one_message(where: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Watcher, where, _raise)
+    watch = monitor()
+    without = fit(Plain, tmp_path)
+    with pytest.warns(UserWarning, match="of the user") as caught:
+        with_us = fit(Plain, tmp_path, watch)
+    assert len(ours(list(caught))) == 1
+    assert_identical(without, with_us)
+    assert [record.num_rows for record in watch.history.series("train")] == [41, 41]
+    assert all(record.complete and "train_nll" in record.context for record in watch.history.series("val"))
+    assert len(watch.history.series("val")) == 2
+
+
+@pytest.mark.parametrize("part", ["fits", "confusion"])
+def test_what_the_logits_tell_may_fail_alone(part: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Probe, part, _raise)
+    watch = monitor()
+    with pytest.warns(UserWarning, match="lacks what the logits tell: RuntimeError: of the user") as caught:
+        trainer(tmp_path, watch).fit(Plain(), loader(), loader())
+    assert len(ours(list(caught))) == 1
+    assert [record.complete for record in watch.history.series("val")] == [True, True]
+    assert not any(part in record.arrays for record in watch.history)
+
+
+class Newton(Plain):
+    """Evaluates each step several times."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_step_that_is_evaluated_again_is_counted_once(backend: str | None, tmp_path: Path) -> None:
+    """The first evaluation of each step, whose weights are those of every other training."""
+
+    class Compiled(Newton):
+        def __init__(self) -> None:
+            super().__init__(drop=0.0)
+            self.firsts: list[tuple[torch.Tensor, torch.Tensor]] = []
+            if backend is not None:
+                torch._dynamo.reset()
+                self.loss = torch.compile(self._loss, backend=backend)
+
+        def _loss(self, stage: str, batch: Any) -> torch.Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            with torch.no_grad():
+                self.firsts.append((batch_idx, self.net(batch[0]).clone(), batch[1]))
+            return self.loss("train", batch)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.loss("val", batch)
+
+    watch, module = monitor(), Compiled()
+    trainer(tmp_path, watch, max_epochs=1).fit(module, loader(), loader())
+    (record,) = watch.history.series("train")
+    assert record.num_rows == 41 and len(module.firsts) > 12
+    shown = [call for place, call in enumerate(module.firsts) if not place or call[0] != module.firsts[place - 1][0]]
+    total = sum(float(F.cross_entropy(logits, target, reduction="sum")) for _, logits, target in shown)
+    assert record.values["nll"] == pytest.approx(total / 41, rel=1e-5)
+
+
+def test_tokens_of_a_training_batch_are_rows_of_items(tmp_path: Path) -> None:
+    """The sampling error of a training epoch is that of its sequences."""
+
+    class Tokens(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self.net(batch[0])
+            return F.cross_entropy(logits.repeat_interleave(3, 0), batch[1].repeat_interleave(3))
+
+    watch = monitor()
+    trainer(tmp_path, watch, max_epochs=1).fit(Tokens(drop=0.0), loader(shuffle=True), loader())
+    (record,) = watch.history.series("train")
+    assert (record.num_rows, record.num_items) == (123, 41)
+
+
+# -- what was captured -------------------------------------------------------------------------------------------------
+
+
+class Kind(Plain):
+    """Gives the loss something else than logits."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(drop=0.0, rate=0.001)
+        self.kind = kind
+
+    def loss(self, stage: str, batch: Any) -> torch.Tensor:
+        logits, target = self.net(batch[0]), batch[1]
+        if self.kind == "softmax":
+            return F.cross_entropy(logits.softmax(1), target)
+        if self.kind == "softmax in half precision":
+            return F.cross_entropy(logits.bfloat16().softmax(1), target)
+        if self.kind == "log-softmax":
+            return F.nll_loss(logits.log_softmax(1), target)
+        if self.kind == "sigmoid":
+            return F.binary_cross_entropy_with_logits((30 * logits[:, 0]).sigmoid(), (target > 1).float())
+        if self.kind == "small binary logits":
+            return F.binary_cross_entropy_with_logits(0.5 + 0.01 * logits[:, 0], (target > 1).float())
+        if self.kind == "binary logits":
+            return F.binary_cross_entropy_with_logits(logits[:, 0], (target > 1).float())
+        return F.cross_entropy(logits, target)
+
+
+KINDS = {
+    "softmax": "probabilities",
+    "softmax in half precision": "probabilities",
+    "log-softmax": "log-probabilities",
+    "sigmoid": "probabilities",
+    "small binary logits": "",
+    "binary logits": "",
+    "logits": "",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_are_told_from_logits(kind: str, tmp_path: Path) -> None:
+    watch = monitor()
+    trainer(tmp_path, watch).fit(Kind(kind), loader(), loader())
+    assert {record.arrays["looks_like"] for record in watch.history} == {KINDS[kind]}
+
+
+def test_one_batch_of_one_column_decides_nothing() -> None:
+    """Logits of one column may lie in [0, 1] for a while; several columns that sum to 1 are no accident."""
+    look = Looks()
+    assert look.verdict() == ""
+    look.update(torch.tensor([0.1, 0.9, 0.5]).view(3, 1, 1))
+    assert look.verdict() == "probabilities"
+    look.update(torch.tensor([0.1, -3.0]).view(2, 1, 1))
+    assert look.verdict() == ""
+    look.clear()
+    look.update(torch.tensor([[0.2, 0.8], [math.nan, 0.5]]).view(2, 2, 1))
+    assert look.verdict() == ""
+    look.clear()
+    look.update(torch.tensor([[0.2, 0.8], [0.5, 0.5]]).view(2, 2, 1))
+    assert look.verdict() == "probabilities"
+
+
+def test_names_without_a_stage_are_those_of_the_stage_that_logged_them(tmp_path: Path) -> None:
+    class Short(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.loss("train", batch)
+            self.log("loss", loss, on_epoch=True)
+            self.log("train_acc", 0.25)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log_dict({"loss": self.loss("val", batch), "acc": 0.75, "test_acc": 0.5})
+
+    watch = monitor()
+    made = trainer(tmp_path, watch)
+    made.fit(Short(drop=0.0), loader(), loader())
+    for record in watch.history.series("val"):
+        assert set(record.logged) == {"loss", "acc"} and record.logged["acc"] == 0.75
+        assert record.logged["loss"] == pytest.approx(record.values["nll"], rel=1e-6)
+    for record in watch.history.series("train"):
+        assert "acc" not in record.logged and record.logged["train_acc"] == 0.25
+        assert record.logged["loss"] == pytest.approx(record.values["nll"], rel=1e-6)
+
+
 # -- nothing captured --------------------------------------------------------------------------------------------------
 
 
@@ -591,7 +833,7 @@ def test_the_opening_of_a_second_loader_names_its_own_loss(tmp_path: Path, capsy
 
 def test_the_closing_names_the_best_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watch = monitor(verbose=True, dirpath=None)
-    trainer(tmp_path, watch, max_epochs=3).fit(Plain(), loader(), loader(24, seed=3))
+    trainer(tmp_path, watch, max_epochs=3).fit(Plain(rate=0.02), loader(), loader(24, seed=3))
     out = capsys.readouterr().out
     for key, name, best in (
         ("nll", "loss", min),
@@ -601,7 +843,9 @@ def test_the_closing_names_the_best_checkpoints(tmp_path: Path, capsys: pytest.C
         column = watch.history.column(key)
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {name:<12}") and "nats" not in line]
         assert line.split()[len(name.split())] == str(column.index(best(column)))
-    assert "no event" in out and (tmp_path / "lossacc" / "summary.txt").read_text() in out
+    count = len({event.id for event in watch.events if event.level == "warning"})
+    assert (f"{count} event" if count else "no event") in out
+    assert (tmp_path / "lossacc" / "summary.txt").read_text() in out
 
 
 # -- off, twice, copies ------------------------------------------------------------------------------------------------
@@ -665,7 +909,13 @@ def test_two_own_monitors_do_not_report_twice(tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked() -> None:
-    for options in ({"quantities": "some"}, {"accuracy_margin": 0.0}, {"accuracy_margin": 1.0}, {"probe_items": -1}):
+    for options in (
+        {"quantities": "some"},
+        {"accuracy_margin": 0.0},
+        {"accuracy_margin": 1.0},
+        {"probe_items": -1},
+        {"watch": -1},
+    ):
         with pytest.raises(ValueError, match=f"Expected `{next(iter(options))}` to"):
             LossAccuracyMonitor(**options)
 

@@ -121,7 +121,9 @@ RISE = Situation(values={"nll": 0.6, "temperature": 1.8})
 FALL = Situation(paired={"nll_change": -0.1}, values={"nll": 0.4})
 STATE = Situation(static=True)
 PRIOR = math.log(10)
+TAIL = {"items": 40, "change": 0.09, "observed": 42.0, "expected": 4.0, "expected_error": 2.0}
 COLLAPSED = STATE.but(
+    before={"predicted_majority_rate": 1.0},
     values={"accuracy": 0.95, "balanced_accuracy": 0.5, "predicted_majority_rate": 1.0, "majority_rate": 0.95},
     arrays=classes([950, 50], [1000, 0], [950, 0]),
 )
@@ -151,13 +153,15 @@ FLAT_OUT = STATE.but(
 )
 SCALARS = Situation(scalars=True, paired=None, static=True, train=(0.1,) * 6, values={"nll": 0.1, "accuracy": 0.6})
 
+SPLIT = STATE.but(context={"train_nll": 0.3, "train_accuracy": 0.95}, probe={"nll": 1.0, "accuracy": 0.7})
+
 # One situation a cause, and for each number that decides a near miss in which that number alone is other.
 CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "over-confidence": (
         RISE,
         {
             "a third of the rise is left": RISE.but(paired={"refinement_change": 0.033}),
-            "the interval is too wide": RISE.but(paired={"refinement_change_error": 0.02}),
+            "the interval reaches overfitting": RISE.but(paired={"refinement_change_error": 0.02}),
             "the temperature fell": RISE.but(before={"temperature": 1.9}),
             "below 1": RISE.but(values={"temperature": 0.9}, before={"temperature": 0.8}),
             "beyond the grid": RISE.but(values={"temperature_at_edge": 1.0}),
@@ -168,7 +172,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         {
             "nothing is left": RISE,
             "most is left": RISE.but(paired={"refinement_change": 0.09}),
-            "the interval says nothing": RISE.but(paired={"refinement_change_error": 0.1}),
+            "the interval says nothing": RISE.but(paired={"refinement_change": 0.037, "refinement_change_error": 0.1}),
         },
     ),
     "under-confidence": (
@@ -184,6 +188,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         RISE.but(paired={"refinement_change": -0.05}, accuracy="up", accuracy_change=0.02),
         {
             "accuracy flat": RISE.but(paired={"refinement_change": -0.05}),
+            "accuracy down": RISE.but(paired={"refinement_change": -0.05}, accuracy="down"),
             "refined loss flat": RISE.but(accuracy="up", accuracy_change=0.02),
         },
     ),
@@ -203,27 +208,33 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "overfitting": (
         RISE.but(paired={"refinement_change": 0.09}),
         {
-            "half may be confidence": RISE.but(paired={"refinement_change": 0.055}),
+            "a third of it": RISE.but(paired={"refinement_change": 0.037}),
+            "the interval reaches over-confidence": RISE.but(
+                paired={"refinement_change": 0.055, "refinement_change_error": 0.015}
+            ),
             "a state": RISE.but(paired={"refinement_change": 0.09}, static=True),
         },
     ),
     "label-noise": (
-        RISE.but(paired={"refinement_change": 0.09}, probe={}, memory=MEMORY),
+        RISE.but(paired={"refinement_change": 0.09}, probe={"accuracy": 1.0}, memory=MEMORY),
         {
             "nothing was memorised": RISE.but(
-                paired={"refinement_change": 0.09}, probe={}, memory=MEMORY | {"memorised_share": 0.02}
+                paired={"refinement_change": 0.09}, probe={"accuracy": 1.0}, memory=MEMORY | {"memorised_share": 0.02}
             ),
-            "the ranking is as good": RISE.but(probe={}, memory=MEMORY),
+            "the ranking is as good": RISE.but(probe={"accuracy": 1.0}, memory=MEMORY),
+            "training is no better": RISE.but(
+                paired={"refinement_change": 0.09}, probe={"accuracy": 0.9}, memory=MEMORY
+            ),
             "no probe": RISE.but(paired={"refinement_change": 0.09}),
         },
     ),
     "hard-tail": (
-        RISE.but(paired={"nll_change_winsorised": -0.01, "worst": [{"change": 0.06}, {"change": 0.07}]}),
+        RISE.but(paired={"hard": TAIL}),
         {
-            "others rise as well": RISE.but(
-                paired={"nll_change_winsorised": 0.01, "worst": [{"change": 0.06}, {"change": 0.07}]}
-            ),
-            "spread over many": RISE.but(paired={"nll_change_winsorised": -0.01, "worst": [{"change": 0.05}]}),
+            "others rise as well": RISE.but(paired={"hard": TAIL | {"change": 0.06}}),
+            "not a few": RISE.but(paired={"hard": TAIL | {"items": 200}}),
+            "two rows": RISE.but(paired={"hard": TAIL | {"items": 2}}),
+            "as many as the probabilities allow for": RISE.but(paired={"hard": TAIL | {"expected": 35.0}}),
         },
     ),
     "leakage": (DUPLICATED, {"a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02})}),
@@ -245,7 +256,10 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     ),
     "majority-collapse": (
         COLLAPSED,
-        {"3 % are another class": COLLAPSED.but(values={"predicted_majority_rate": 0.97})},
+        {
+            "3 % are another class": COLLAPSED.but(values={"predicted_majority_rate": 0.97}),
+            "only lately": COLLAPSED.but(before={"predicted_majority_rate": 0.8}),
+        },
     ),
     "class-imbalance": (
         STATE.but(
@@ -277,6 +291,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "nothing-learned": (
         FLAT_OUT,
         {
+            "all rows in the class of most rows": FLAT_OUT.but(
+                values={"predicted_majority_rate": 1.0, "majority_rate": 0.5}
+            ),
             "below the entropy": FLAT_OUT.but(values={"refinement_nll": 2.1}),
             "accuracy above chance": FLAT_OUT.but(values={"accuracy": 0.2}),
         },
@@ -350,10 +367,11 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         },
     ),
     "train-eval-mismatch": (
-        STATE.but(context={"train_nll": 0.3}, probe={"nll": 1.0}),
+        SPLIT,
         {
-            "as good": STATE.but(context={"train_nll": 0.3}, probe={"nll": 0.35}),
-            "no probe": STATE.but(context={"train_nll": 0.3}),
+            "as good": SPLIT.but(probe={"nll": 0.35}),
+            "no row is lost": SPLIT.but(probe={"accuracy": 0.93}),
+            "no probe": SPLIT.but(probe=None),
         },
     ),
 }
@@ -430,7 +448,11 @@ def _loss_up() -> list[str]:
 
 def test_causes_stand_together_in_the_order_of_decision() -> None:
     """Collapsed and over-confident: both are named, the collapse first."""
-    both = RISE.but(values={"predicted_majority_rate": 1.0}, arrays=classes([950, 50], [1000, 0], [950, 0]))
+    both = RISE.but(
+        before={"predicted_majority_rate": 1.0},
+        values={"predicted_majority_rate": 1.0},
+        arrays=classes([950, 50], [1000, 0], [950, 0]),
+    )
     assert [cause.cause for cause in find_causes("loss-up-accuracy-flat", both.evidence())][:2] == [
         "majority-collapse",
         "over-confidence",

@@ -1,9 +1,10 @@
 """The command `lossacc`, as a user types it, in a folder of their own.
 
-Proved here: help and exit statuses; configurations by path and by name; every bundled configuration runs and leaves its
-files; the demo says and leaves what it promises, with W&B (offline) too; a user's own module is found by class path; a
-missing extra is named; a wheel alone is enough. And on three full trainings: the event and the cause that the
-configuration was made for, and none on the healthy one.
+Proved here: help and exit statuses; `scan`, `explain` and `analyze`, the first two without torch and fast;
+configurations by path and by name; every bundled configuration runs and leaves its files; the demo says and leaves what
+it promises, with W&B (offline) too; a user's own module is found by class path; a missing extra is named; a wheel alone
+is enough. And on three full trainings: the event and the cause that the configuration was made for, and none on the
+healthy one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch  # noqa: F401  (its log handler keeps the stderr of its import, which must outlive a test)
+import numpy as np
 import pytest
 
 from lightning_lossacc import cli
@@ -88,7 +90,9 @@ def test_help_names_commands_and_configurations_without_waiting_for_torch() -> N
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "300"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("0 []\n")
-    assert all(word in done.stdout for word in ("demo", "fit", "validate", "test", *NAMES))
+    assert all(
+        word in done.stdout for word in ("demo", "fit", "validate", "test", "scan", "explain", "analyze", *NAMES)
+    )
 
 
 def test_as_a_module() -> None:
@@ -152,6 +156,152 @@ def test_missing_extra_is_named(
     printed = capsys.readouterr()
     assert gone in printed.err and f'pip install "lightning-lossacc[{extra}]"' in printed.err
     assert printed.err.count("\n") == 1 and printed.out == "" and not list(Path.cwd().iterdir())
+
+
+# -- scan, explain, analyze --------------------------------------------------------------------------------------------
+
+
+def log(path: Path, losses: Sequence[float], name: str = "val_loss") -> Path:
+    """A CSV with these losses and an accuracy that rises and stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{epoch},{loss},{0.9 - 0.6 / (1 + epoch)}" for epoch, loss in enumerate(losses)]
+    path.write_text(f"epoch,{name},val_acc\n" + "\n".join(rows) + "\n")
+    return path
+
+
+FALLING = [0.3 + 2 / (1 + epoch) for epoch in range(30)]
+RISING = FALLING[:10] + [0.5 + 0.05 * epoch for epoch in range(20)]
+
+
+def test_scan_prints_json_lines_and_its_status_says_whether_something_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = log(tmp_path / "good.csv", FALLING), log(tmp_path / "bad.csv", RISING)
+    assert cli.main(["scan", "--json", str(good)]) == 0
+    (data,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (data["verdict"], data["events"]) == ("healthy", [])
+    assert data["run"] == str(good) and data["matched"] == {"loss": "val_loss", "accuracy": "val_acc", "epoch": "epoch"}
+    assert cli.main(["scan", "--json", str(tmp_path)]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["verdict"] for line in lines] == ["diverging", "healthy"]
+    assert lines[0]["run"] == str(bad) and 9 <= lines[0]["events"][0]["onset_epoch"] <= 14
+
+
+def test_scan_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scan", str(log(tmp_path / "bad.csv", RISING))]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"diverging · {tmp_path}/bad.csv\n") and printed.err == ""
+    assert "matched: loss = val_loss, accuracy = val_acc, epoch = epoch" in printed.out
+
+
+def test_scan_says_one_line_for_each_run_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log(tmp_path / "good.csv", FALLING)
+    (tmp_path / "data.csv").write_text("pixel,label\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "settings.json").write_text("{}")
+    assert cli.main(["scan", "--json", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert printed.err.splitlines() == [
+        f"lossacc: {tmp_path}/data.csv: no column that looks like a loss or an accuracy among: pixel, label",
+        f"lossacc: {tmp_path}/empty.csv: the file is empty",
+        "lossacc: 1 JSON files hold no loss and no accuracy",
+    ]
+    assert cli.main(["scan", str(tmp_path / "data.csv"), "nowhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 2
+    assert "lossacc: nowhere: no such file or folder" in printed.err
+
+
+def test_scan_takes_columns_and_what_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = log(tmp_path / "odd.csv", RISING, "criterium")
+    words = ["scan", "--json", "--loss", "criterium", "--num-classes", "5", "--val-size", "400", str(path)]
+    assert cli.main(words) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["matched"]["loss"] == "criterium" and data["verdict"] == "diverging"
+    assert data["events"][0]["num_rows"] == 400
+    assert not any("--num-classes" in what or "--val-size" in what for what in data["cannot_say"])
+    assert cli.main(["scan", "--loss", "criterion", str(path)]) == 2
+    assert "no column 'criterion'; there are: epoch, criterium, val_acc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["scan"], ["scan", ".", "--num-classes", "1"], ["scan", ".", "--val-size", "many"]])
+def test_scan_called_wrongly(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and "usage: lossacc scan" in capsys.readouterr().err
+
+
+def test_scan_and_explain_wait_for_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    path = log(tmp_path / "run.csv", FALLING)
+    code = (
+        "import sys, time; start = time.process_time(); from lightning_lossacc import cli\n"
+        f"assert cli.main(['scan', {str(path)!r}]) == 0 and cli.main(['explain', 'mixed']) == 0\n"
+        "heavy = {'torch', 'lightning', 'tensorboard', 'pandas', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "print(sorted(heavy), time.process_time() - start, file=sys.stderr)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    heavy, _, seconds = done.stderr.rpartition(" ")
+    # 0.3 s of processor time when this was written; the rest is room for slow machines.
+    assert heavy == "[]" and float(seconds) < 1.5, done.stderr
+
+
+def test_scan_ends_quietly_when_its_reader_has_seen_enough(tmp_path: Path) -> None:
+    for number in range(12):
+        log(tmp_path / f"{number}.csv", FALLING)
+    command = f"{sys.executable} -m lightning_lossacc.cli scan --json {tmp_path} | head -n 1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_scan_draws_its_bar_on_stderr_and_leaves_stdout_alone(tmp_path: Path) -> None:
+    for number in range(12):
+        log(tmp_path / f"{number}.csv", FALLING)
+    terminal, stderr = os.openpty()
+    words = [sys.executable, "-m", "lightning_lossacc.cli", "scan", "--json", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    done = subprocess.run(
+        words, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=120, check=True
+    )
+    os.close(stderr)
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 12
+    assert b"reading logs" in os.read(terminal, 100_000)
+    os.close(terminal)
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "over-confidence"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("over-confidence") and "What to do" in shown
+    assert cli.main(["explain"]) == 0
+    everything = capsys.readouterr().out
+    assert "overfitting" in everything and "loss-up-accuracy-flat" in everything
+    assert cli.main(["explain", "over-confidense"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "did you mean 'over-confidence'?" in printed.err and printed.err.count("\n") == 1
+
+
+def test_analyze_one_file_and_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    target = random.integers(0, 3, 200)
+    logits = 2 * np.eye(3)[target] + random.normal(size=(200, 3))
+    for name, scale in (("a", 1.0), ("b", 4.0)):
+        np.savez(tmp_path / f"{name}.npz", logits=scale * logits, target=target)
+    first, second = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
+    assert cli.main(["analyze", first]) == 0
+    assert "nll" in capsys.readouterr().out.lower()
+    assert cli.main(["analyze", first, second, "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+    assert cli.main(["analyze", first, second, first]) == 2
+    assert "Expected one file or two, but got 3." in capsys.readouterr().err
+    assert cli.main(["analyze", str(tmp_path / "c.npz")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "c.npz" in printed.err and printed.err.count("\n") == 1
 
 
 # -- configurations ----------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from lightning_lossacc.capture import Captured
 from lightning_lossacc.run import Run
 from lightning_lossacc.sinks import files
 from lightning_lossacc.stages import Sampling, Settings, StageState
+from lightning_lossacc.training import WATCHED
 from tests.modules import NUM_CLASSES, QUIET, Failing, Memory, assert_identical, safely
 
 pytestmark = QUIET
@@ -58,9 +59,15 @@ class Table(LightningModule):
         self.table = first * growth + 0.01 * torch.randn(EPOCHS, *first.shape, generator=generator)
         self.scale = nn.Parameter(torch.ones(()))
         self.ranks = ranks
+        self.broken: tuple[int, ...] = ()  # ranks on which `forward` fails, which no step calls
 
     def logits(self, index: Tensor) -> Tensor:
         return self.table[min(self.current_epoch, EPOCHS - 1)][index]
+
+    def forward(self, index: Tensor) -> Tensor:
+        if self.global_rank in self.broken:
+            raise RuntimeError("on this rank only")
+        return self.logits(index)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         index, target = batch
@@ -84,6 +91,14 @@ class OtherClasses(Table):
     def logits(self, index: Tensor) -> Tensor:
         logits = super().logits(index)
         return F.pad(logits, (0, self.global_rank)) if not self.training else logits
+
+
+class OtherTraining(Table):
+    """One more class on rank 1 in training alone."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        index, target = batch
+        return F.cross_entropy(F.pad(self.logits(index), (0, self.global_rank)) * self.scale, target)
 
 
 class Breaks(Table):
@@ -154,13 +169,19 @@ def scenario(name: str, path: Path, world: int) -> LossAccuracyMonitor:
     rank = int(os.environ.get("LOCAL_RANK", 0))
     options: dict[str, Any] = {}
     module: Table = Table()
-    train, validation, callbacks = batches(8), batches(41), []
+    # As many rows a step in one process as in several.
+    train, validation, callbacks = DataLoader(rows(8), batch_size=8 // world), batches(41), []
     arguments: dict[str, Any] = {"dirpath": path / name.replace(" ", "-"), "verbose": False}
     point = None
     if kind == "size":
         validation = batches(int(detail))
     elif kind == "probe":
         arguments["probe_items"] = 10
+    elif kind == "train-probe":
+        arguments |= {"train_probe": rows(23), "probe_items": 17}
+    elif kind == "broken-train-probe":
+        arguments["train_probe"] = rows(23)
+        module.broken = (int(detail),)
     elif kind == "loaders":
         validation = [batches(41), batches(1)]
     elif kind == "subset":
@@ -181,6 +202,8 @@ def scenario(name: str, path: Path, world: int) -> LossAccuracyMonitor:
         module = Table(ranks=())
     elif kind == "disagreement":
         module = OtherClasses()
+    elif kind == "training-disagreement":
+        module = OtherTraining()
     elif kind == "skipped-loaders":
         module.allow_zero_length_dataloader_with_multiple_devices = True
         validation = DataLoader(TensorDataset(*rows(8)[: 8 * (1 - rank)]), batch_size=4)
@@ -228,7 +251,7 @@ def scenario(name: str, path: Path, world: int) -> LossAccuracyMonitor:
     return monitor
 
 
-COMPARED = [f"size {size}" for size in SIZES] + ["probe", "loaders"]
+COMPARED = [f"size {size}" for size in SIZES] + ["probe", "loaders", "train-probe"]
 # Loggers and files are rank zero's alone.
 FAULTY = ["faulty 0 logger", "faulty 0 directory"] + [
     f"faulty {rank} {target}"
@@ -244,12 +267,14 @@ SCENARIOS = [
     "one-rank-captures",
     "nothing-captured",
     "disagreement",
+    "training-disagreement",
     "skipped-loaders",
     "train",
     "saved",
     "resumed",
     "exception",
     *FAULTY,
+    *(f"broken-train-probe {rank}" for rank in range(WORLD)),
 ]
 
 
@@ -347,6 +372,17 @@ def close(first: Any, second: Any, where: str = "") -> None:
         assert first == second, where
 
 
+def unwatched(record: dict[str, Any]) -> dict[str, Any]:
+    """Without gradients and weights, which two processes add in another order in single precision."""
+    return record | {"context": {key: value for key, value in record["context"].items() if key not in WATCHED}}
+
+
+def without_training(record: dict[str, Any]) -> dict[str, Any]:
+    """What was evaluated, where the training saw other rows."""
+    arrays = {key: value for key, value in record["arrays"].items() if key != "train_classes"}
+    return unwatched(record) | {"arrays": arrays, "context": {}}
+
+
 # One row (a rank without any), and sizes that two processes divide and do not, with a full last batch and without.
 @pytest.mark.parametrize("name", COMPARED)
 def test_two_processes_measure_what_one_measures(name: str, pair: Any, tmp_path: Path) -> None:
@@ -354,10 +390,10 @@ def test_two_processes_measure_what_one_measures(name: str, pair: Any, tmp_path:
         warnings.simplefilter("ignore")
         alone = found(scenario(name, tmp_path, 1))
     first, second = pair[1][name]
-    for kind in ("val", "test"):
-        expected = [record for record in alone["records"] if record["stage"] == kind]
-        records = [record for record in first["records"] if record["stage"] == kind]
-        assert len(expected) == len(records) >= EPOCHS * (kind == "val")
+    for kind in ("val", "test", "train_probe"):
+        expected = [unwatched(record) for record in alone["records"] if record["stage"] == kind]
+        records = [unwatched(record) for record in first["records"] if record["stage"] == kind]
+        assert len(expected) == len(records) >= EPOCHS * (kind in ("val", name.replace("-", "_")))
         close(records, expected, name)
         assert all(record["complete"] for record in records)
     evaluated = [json.loads(event) for event in alone["events"]]
@@ -365,7 +401,10 @@ def test_two_processes_measure_what_one_measures(name: str, pair: Any, tmp_path:
     assert first["events"] == second["events"]
     assert bool(evaluated) == (name != "size 1"), "all scenarios but the smallest must have events"
     last = [record for record in first["records"] if record["stage"] == "val"][-1]
-    assert last["num_rows"] == {"probe": 41, "loaders": 42}.get(name) or int(name.split()[-1]) == last["num_rows"]
+    assert (
+        last["num_rows"] == {"probe": 41, "loaders": 42, "train-probe": 41}.get(name)
+        or int(name.split()[-1]) == last["num_rows"]
+    )
 
 
 def test_ranks_agree_on_everything(pair: Any) -> None:
@@ -437,6 +476,42 @@ def test_own_shards_of_other_sizes_are_added_and_not_paired(pair: Any) -> None:
         assert [(record["num_rows"], record["paired"]) for record in series(seen)] == [(11 + 13, {})] * EPOCHS
 
 
+def test_validation_knows_the_training_of_all_ranks(pair: Any) -> None:
+    """Rows and classes of the epoch so far are those of both ranks; what is watched is rank zero's on both."""
+    first, second = (series(seen) for seen in pair[1]["train"])
+    for record, other in zip(first, second, strict=True):
+        assert record["context"] == other["context"]
+        assert record["context"]["train_rows"] == sum(record["arrays"]["train_classes"]) == 48
+        assert record["context"]["steps"] == 6 and record["context"]["learning_rate"] == 0.0
+    assert [record["context"]["train_nll"] for record in first] == pytest.approx(
+        [record["values"]["nll"] for record in series(pair[1]["train"][0], "train")], rel=1e-12
+    )
+
+
+def test_fixed_training_rows_are_counted_once_and_followed(pair: Any) -> None:
+    """Every rank evaluates all of them; the counts are one rank's, and so is the memory."""
+    for seen in pair[1]["train-probe"]:
+        records = series(seen, "train_probe")
+        assert [(record["num_rows"], record["complete"]) for record in records] == [(17, True)] * EPOCHS
+        assert [record["arrays"]["memory"]["evaluations"] for record in records] == list(range(1, EPOCHS + 1))
+        assert set(records[-1]["paired"]) == {"nll", "val-nll"}
+        assert all("duplicates" in record["arrays"] for record in series(seen))
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_a_train_probe_that_fails_on_one_rank_is_off_on_all(rank: int, pair: Any) -> None:
+    """The validation is what it would have been, and nothing waits."""
+    for seen in pair[1][f"broken-train-probe {rank}"]:
+        assert all(not record["complete"] for record in series(seen, "train_probe"))
+        assert [record["values"] for record in series(seen)] == [
+            record["values"] for record in series(pair[1]["size 41"][0])
+        ]
+        assert set(seen["evaluations"]) == {3}
+    first, second = pair[1][f"broken-train-probe {rank}"]
+    assert first["events"] == second["events"]
+    assert len(first["warnings"]) == 1 and second["warnings"] == []
+
+
 def test_ranks_without_data_or_classes_take_part(pair: Any) -> None:
     for seen in pair[1]["one-rank-has-data"]:
         assert [(record["num_rows"], record["complete"]) for record in series(seen)] == [(17, True)] * EPOCHS
@@ -458,6 +533,18 @@ def test_ranks_that_disagree_skip_together(pair: Any) -> None:
     assert second["warnings"] == []
 
 
+def test_ranks_that_disagree_on_the_training_still_validate(pair: Any) -> None:
+    """Only what the training would have told is missing."""
+    for seen in pair[1]["training-disagreement"]:
+        assert not series(seen, "train")
+        assert [record["values"] for record in series(seen)] == [
+            record["values"] for record in series(pair[1]["size 41"][0])
+        ]
+        assert not any("train_nll" in record["context"] for record in series(seen))
+        assert not any("train_classes" in record["arrays"] for record in series(seen))
+        assert all(record["context"]["learning_rate"] == 0.0 for record in series(seen))
+
+
 def test_ranks_that_lightning_lets_skip_switch_it_off(pair: Any) -> None:
     first, second = pair[1]["skipped-loaders"]
     assert first["records"] == second["records"] == [] and first["calls"] == []
@@ -472,7 +559,8 @@ def test_a_saved_epoch_keeps_the_rows_of_both_ranks(pair: Any) -> None:
     assert_identical(series(whole, "train"), series(saved, "train"), relative=1e-12)
     assert [record["num_rows"] for record in series(resumed, "train")] == [48] * 3
     assert all(record["complete"] for record in series(resumed, "train"))
-    assert_identical(series(whole)[1:], series(resumed)[1:])
+    evaluated = [[without_training(record) for record in series(run)[1:]] for run in (whole, resumed)]
+    assert_identical(*evaluated)
     (state,) = _states(path / "middle.ckpt")
     assert state["train"]["batches"] == 2 and state["train"]["complete"]
     assert int(state["train"]["counts"][0]) == 2 * 4 * WORLD

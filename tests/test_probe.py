@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lossacc import attribution, kernels
+from lightning_lossacc.matches import shared_rows
 from lightning_lossacc.probe import Probe, compare
 from lightning_lossacc.refinement import refinement
 from lightning_lossacc.sums import Layout
@@ -143,5 +144,163 @@ def test_state_survives_and_foreign_sizes_are_dropped() -> None:
 
 
 def test_two_items_are_needed() -> None:
-    one = torch.tensor([[1.0, 0.3, 1.0, 2.0, 2.0, 0.3]], dtype=torch.float64)
+    one = torch.tensor([[1.0, 0.3, 1.0, 2.0, 2.0, 0.3, 0.2]], dtype=torch.float64)
     assert compare(one, one, [0]) is None
+
+
+def test_references_of_an_older_version_are_dropped() -> None:
+    """A checkpoint written before a column or a field was added pairs nothing instead of failing."""
+    probe, *_ = two_evaluations()
+    epoch, step, temperature, nll, bounds, items = probe.state()["nll"]
+    other = Probe(500, Layout(4))
+    other.load_state({"nll": [epoch, step, temperature, nll, items]})
+    other.load_state({"accuracy": [epoch, step, temperature, nll, bounds, items[:, :6]]})
+    assert other.references == {}
+
+
+def test_margin_part_is_the_two_class_loss_of_the_margin() -> None:
+    """The margin's part is that of softplus(-margin), and it is the whole loss of a binary classifier."""
+    probe, before, after, target = two_evaluations()
+    found = probe.compare("nll", 1.5)
+
+    def of_margin(logits: Tensor) -> Tensor:
+        others = logits.masked_fill(F.one_hot(target, 4).bool(), -math.inf)
+        return F.softplus(others.amax(1) - logits.gather(1, target[:, None])[:, 0])
+
+    change = of_margin(after) - of_margin(before)
+    assert found["margin_nll_change"] == pytest.approx(float(change.mean()), abs=1e-12)
+    assert found["margin_nll_change_error"] == pytest.approx(float(change.std()) / math.sqrt(500), rel=1e-9)
+    # A row that does not count has no part in it.
+    ignored = torch.where(torch.arange(500) < 9, -100, target)
+    poisoned = [logits.clone().index_fill(0, torch.tensor(9), math.nan) for logits in (before, after)]
+    probe.update(torch.arange(500), poisoned[0], ignored)
+    probe.keep("part", 0, 0, 1.5, 0.0)
+    probe.update(torch.arange(500), poisoned[1], ignored)
+    assert probe.compare("part", 1.5)["margin_nll_change"] == pytest.approx(float(change[10:].mean()), abs=1e-12)
+    labels, binary = torch.randint(0, 2, (300,)), Probe(300, Layout(2, task="binary"))
+    binary.update(torch.arange(300), torch.randn(300), labels)
+    binary.keep("nll", 0, 0, 1.0, 0.7)
+    binary.update(torch.arange(300), 3 * torch.randn(300), labels)
+    found = binary.compare("nll", 1.0)
+    assert found["margin_nll_change"] == pytest.approx(found["nll_change"], abs=1e-6)
+
+
+def test_bounds_after_one_temperature_hold() -> None:
+    """The certified bounds enclose the loss after the best temperature, found here by a fine search."""
+    probe, before, after, target = two_evaluations()
+    found = probe.compare("nll", temperature_of(after, target))
+    steps = torch.linspace(0.3, 6.0, 2000, dtype=torch.float64)
+    for logits, name in ((before, "before"), (after, "after")):
+        exact = min(float(F.cross_entropy(logits / step, target)) for step in steps)
+        lower, upper = found[f"refinement_bounds_{name}"]
+        assert lower <= exact <= upper + 1e-9 and upper - lower < 0.02
+
+
+def test_no_logits_of_many_classes_or_several_rows() -> None:
+    """Logits are kept where there are few classes and an item is one row; elsewhere everything else still works."""
+    many = Probe(50, Layout(65))
+    many.update(torch.arange(50), torch.randn(50, 65), torch.randint(0, 65, (50,)))
+    several = Probe(40, Layout(4))
+    several.update(torch.arange(40), torch.randn(40, 4, 9), torch.randint(0, 4, (40, 9)))
+    # One row that counts of nine: still no logits of its own.
+    lone = Probe(40, Layout(4))
+    target = torch.full((40, 9), -100).index_fill(1, torch.tensor([8]), 2)
+    lone.update(torch.arange(40), torch.randn(40, 4, 9), target)
+    for probe in (many, several, lone, Probe(40, Layout(4))):
+        assert probe.rows() is None and probe.fits() == {} and probe.confusion() is None
+        assert probe.duplicates(probe) is None
+        probe.keep("nll", 0, 0, 1.0, 0.0)
+        assert "margin_nll_change" not in (probe.compare("nll", 1.0) or {})
+
+
+def test_confusion_counts_the_rows() -> None:
+    """Target by predicted class, without ignored and non-finite rows; its diagonal is the number of right rows."""
+    logits, target = torch.randn(200, 4), torch.randint(0, 4, (200,))
+    target[:5], logits[5, 1] = -100, math.nan
+    probe = Probe(200, Layout(4))
+    probe.update(torch.arange(200), logits, target)
+    wanted = torch.zeros(4, 4, dtype=torch.int64)
+    for row, label in zip(logits[6:], target[6:], strict=True):
+        wanted[label, row.argmax()] += 1
+    assert probe.confusion() == wanted.tolist()
+    binary = Probe(3, Layout(2, task="binary"))
+    binary.update(torch.arange(3), torch.tensor([-1.0, 2.0, 3.0]), torch.tensor([1, 1, 0]))
+    assert binary.confusion() == [[0, 1], [1, 1]]
+
+
+def test_fits_use_the_kept_logits() -> None:
+    """The fits see the counted rows: the loss as it is, a planted temperature of 3, and nothing else."""
+    probe, _, after, target = two_evaluations()
+    found = probe.fits()
+    assert found["items"] == 500 and found["nll"] == pytest.approx(float(F.cross_entropy(after, target)))
+    assert found["temperature"] < found["nll"] - 2 * found["temperature_gain_error"]
+    assert 1 / found["slope"] == pytest.approx(temperature_of(after, target), rel=0.1)
+    again = Probe(500, Layout(4))
+    for part in torch.randperm(500).split(70):
+        again.update(part, after[part], target[part])
+    assert again.fits() == found
+    labels = torch.randint(0, 2, (900,))
+    binary = Probe(900, Layout(2, task="binary"))
+    binary.update(torch.arange(900), 4.0 * labels - 2 + torch.randn(900) + 3, labels)
+    shifted = binary.fits()
+    assert shifted["bias_gain"] > 5 * shifted["bias_gain_error"] and shifted["vector"] == shifted["bias"]
+
+
+def network(num_logits: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, num_logits))
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multiclass", 10), ("multiclass", 2), ("binary", 2)])
+def test_duplicates_are_found_in_other_batches(task: str, classes: int) -> None:
+    """60 of 600 rows that the other probe holds too, evaluated in other batches; without them the share is nothing."""
+    layout = Layout(classes, task=task)
+    model = network(1 if task == "binary" else classes)
+    inputs, others = torch.randn(600, 20), torch.randn(2000, 20)
+    target, other_target = torch.randint(0, classes, (600,)), torch.randint(0, classes, (2000,))
+
+    def filled(features: Tensor, labels: Tensor, batch: int) -> Probe:
+        probe = Probe(len(features), layout)
+        with torch.no_grad():
+            for part in torch.arange(len(features)).split(batch):
+                probe.update(part, model(features[part]), labels[part])
+        return probe
+
+    mine = filled(inputs, target, 64)
+    assert mine.duplicates(filled(others, other_target, 100)) == pytest.approx(0.0, abs=0.005)
+    others[300:360], other_target[300:360] = inputs[:60], target[:60]
+    assert mine.duplicates(filled(others, other_target, 7)) == pytest.approx(0.1, abs=0.005)
+    # The same inputs under another label are no copies.
+    other_target[300:360] = (target[:60] + 1) % classes
+    assert mine.duplicates(filled(others, other_target, 7)) == pytest.approx(0.0, abs=0.005)
+
+
+@pytest.mark.parametrize("output", ["constant", "dead", "rounded"])
+def test_collapsed_outputs_are_no_duplicates(output: str) -> None:
+    """Where most inputs have one of a few outputs, equal logits say nothing about the inputs."""
+    one, two = torch.randn(500, 5, dtype=torch.float64), torch.randn(400, 5, dtype=torch.float64)
+    if output == "constant":
+        one, two = 0 * one + 0.3, 0 * two + 0.3
+    elif output == "dead":
+        one[:300], two[:300] = 0.0, 0.0
+    else:
+        one, two = one.sign(), two.sign()
+    assert shared_rows(one, torch.zeros(500).long(), two, torch.zeros(400).long()) is None
+
+
+def test_a_cluster_of_equal_outputs_is_left_out() -> None:
+    """A fifth of the rows saturates to one output, and five real copies are still counted, and only they."""
+    one, two = torch.randn(500, 5, dtype=torch.float64), torch.randn(400, 5, dtype=torch.float64)
+    one[:100], two[:100] = 1.0, 1.0
+    two[200:205] = one[200:205]
+    assert shared_rows(one, torch.zeros(500).long(), two, torch.zeros(400).long()) == pytest.approx(0.01)
+
+
+def test_matches_by_chance_are_taken_off() -> None:
+    """On a line of 3000 logits some are equal to the last digit by chance: that many are no copies, 300 others are."""
+    one, two = (5 + torch.randn(3000, 1, dtype=torch.float64) for _ in range(2))
+    labels = torch.zeros(3000).long()
+    assert shared_rows(one, labels, two, labels) == pytest.approx(0, abs=0.008)
+    two[:300] = one[300:600]
+    assert shared_rows(one, labels, two, labels) == pytest.approx(0.1, abs=0.008)
+    # Further from zero the tolerance is wider than the gaps: nothing can be said.
+    assert shared_rows(one + 100, labels, two + 100, labels) is None

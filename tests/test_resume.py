@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ class Ran(NamedTuple):
 def run(path: Path, *callbacks: Callback, point: Path | None = None, watch: Any = None, **options: Any) -> Ran:
     """One seeded run, from the start or from a checkpoint that is read with `weights_only`."""
     seed_everything(7, verbose=False)
-    watch = watch or monitor()
+    # What is sampled within an epoch begins anew after a resume.
+    watch = watch or monitor(watch=False)
     module = Plain(drop=0.0, rate=0.3)
     made = trainer(
         path, watch, *callbacks, **{"max_epochs": EPOCHS, "enable_checkpointing": bool(callbacks), **options}
@@ -99,7 +101,8 @@ def kept(record: Record) -> dict[str, Any]:
     values = {
         key: record.values[key] for key in resume.KEYS if record.values.get(key, float("nan")) == record.values.get(key)
     }
-    return comparable(replace(record, values=values, arrays={}, logged={}, paired={}))
+    context = {key: record.context[key] for key in resume.CONTEXT_KEYS if key in record.context}
+    return comparable(replace(record, values=values, arrays={}, logged={}, paired={}, context=context))
 
 
 def place(record: Record) -> tuple[str, int, int]:
@@ -114,12 +117,15 @@ def assert_goes_on(resumed: LossAccuracyMonitor, full: LossAccuracyMonitor, miss
     for found, record in zip(resumed.history, expected, strict=True):
         # A save counts the waiting rows of a begun training epoch, so that its sums are added in another order.
         relative = 1e-12 if record.stage == "train" else 0.0
-        if found.arrays:
-            fresh += 1
-            assert_identical(comparable(found), comparable(record), str(place(record)), relative)
-        else:
-            assert fresh == 0, "what was measured after the resume is whole"
-            assert_identical(comparable(found), kept(record), str(place(record)), relative)
+        wanted = comparable(record) if found.arrays else kept(record)
+        fresh += bool(found.arrays)
+        assert found.arrays or fresh == 0, "what was measured after the resume is whole"
+        given = comparable(found)
+        training = [
+            {key: it["context"].pop(key) for key in list(it["context"]) if "train" in key} for it in (given, wanted)
+        ]
+        assert_identical(*training, str(place(record)), 1e-12)
+        assert_identical(given, wanted, str(place(record)), relative)
     assert 0 < fresh < len(expected)
 
 
@@ -200,7 +206,7 @@ def test_a_run_that_is_resumed_twice_keeps_its_references(uninterrupted: Ran, tm
 
 def test_references_wait_for_a_batch_and_are_saved_meanwhile() -> None:
     state = StageState("val", 0, Settings(), grid=True)
-    references = {"nll": [0, 6, 1.0, 0.5, torch.zeros(41, 6)]}
+    references = {"nll": [0, 6, 1.0, 0.5, [0.4, 0.5], torch.zeros(41, 7)]}
     state.begin_evaluation(Sampling(41, 41, 8, known=True, reason=""), references)
     assert state.references() == references
     state.adopt(resume.Layout(num_classes=4), torch.device("cpu"))
@@ -295,12 +301,14 @@ def test_the_state_is_small(evaluations: int, uninterrupted: Ran, tmp_path: Path
 
 def test_records_survive_in_every_stage_and_loader() -> None:
     records = [
-        Record(stage, index, 3, 7, 1.7e9 + 0.1, whole, 5, 4, {"nll": 0.1, "accuracy": 0.3})
+        Record(stage, index, 3, 7, 1.7e9 + 0.1, whole, 5, 4, {"nll": 0.1, "accuracy": 0.3}, context={"train_nll": 0.1})
         for stage in resume.STAGES
         for index in (-1, 0, 1, 12)
         for whole in (True, False)
     ]
     assert resume.load_history(resume.save_history(History(records))).records == records
+    for record in records:
+        assert resume.load_history(resume.save_history(History([record]))).records == [record]
     assert len(resume.load_history(resume.save_history(History()))) == 0
 
 
@@ -314,9 +322,9 @@ def test_events_are_dropped_from_the_oldest() -> None:
 
 # Another version, another program's, and a broken one; the run goes on with one message.
 STRANGE = {
-    "newer": ({"schema": 2}, "checkpoint of another version"),
+    "newer": ({"schema": 3}, "checkpoint of another version"),
     "without a version": ({"history": 1}, "checkpoint of another version"),
-    "broken": ({"schema": 1, "history": torch.zeros(2, 3)}, "failed in load_state_dict"),
+    "broken": ({"schema": 2, "history": b"no table"}, "failed in load_state_dict"),
 }
 
 
@@ -423,21 +431,54 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_pictures")
 def test_files_of_a_resumed_run(tmp_path: Path) -> None:
     """In its own folder it goes on, with all that its records held; elsewhere it starts a folder."""
-    first = run(tmp_path, Keep(tmp_path), watch=monitor(dirpath=None), max_epochs=4).watch
-    run(tmp_path, watch=monitor(dirpath=None), max_epochs=1)
-    resumed = run(tmp_path, point=tmp_path / "epoch-12.ckpt", watch=monitor(dirpath=None), max_epochs=3).watch
+    first = run(tmp_path, Keep(tmp_path), watch=monitor(dirpath=None, watch=False), max_epochs=4).watch
+    run(tmp_path, watch=monitor(dirpath=None, watch=False), max_epochs=1)
+    resumed = run(
+        tmp_path, point=tmp_path / "epoch-12.ckpt", watch=monitor(dirpath=None, watch=False), max_epochs=3
+    ).watch
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert names == ["lossacc", "lossacc-1"]
     written = History.read(tmp_path / "lossacc" / "history.jsonl")
-    # Two epochs of the checkpoint, two that were given up, and the third once more.
-    assert [record.epoch for record in written.series("val")] == [0, 1, 2, 3, 2]
-    assert [record.to_json() for record in resumed.history] == [
-        record.to_json() for record in [*written.records[:4], *written.records[8:]]
-    ]
+    # Two epochs of the checkpoint and the third once more; what was given up lies beside.
+    assert [record.epoch for record in written.series("val")] == [0, 1, 2]
+    assert [record.to_json() for record in resumed.history] == [record.to_json() for record in written]
+    given_up = History.read(tmp_path / "lossacc" / "history-abandoned.jsonl")
+    assert [record.to_json() for record in given_up] == [record.to_json() for record in first.history.records[4:]]
     assert first.history.records[0].arrays
     elsewhere = tmp_path / "elsewhere"
-    moved = run(elsewhere, point=tmp_path / "epoch-12.ckpt", watch=monitor(dirpath=None), max_epochs=3).watch
+    moved = run(
+        elsewhere, point=tmp_path / "epoch-12.ckpt", watch=monitor(dirpath=None, watch=False), max_epochs=3
+    ).watch
     assert len(History.read(elsewhere / "lossacc" / "history.jsonl")) == 2 and len(moved.history) == 6
+
+
+def test_only_lines_after_the_checkpoint_are_given_up(tmp_path: Path) -> None:
+    """A checkpoint holds the newest records only; what is older than these stays in the file."""
+    path = tmp_path / "history.jsonl"
+    records = [Record("val", 0, epoch, epoch, 100.0 + epoch / 3, True, 5, 5, {"nll": 0.1}) for epoch in range(9)]
+    History(records).write(path)
+    resume.drop_abandoned(History(records[3:6]), path)
+    assert History.read(path).records == records[:6]
+    assert History.read(tmp_path / "history-abandoned.jsonl").records == records[6:]
+    resume.drop_abandoned(History(records[3:6]), path)
+    assert len(History.read(tmp_path / "history-abandoned.jsonl")) == 3, "nothing is given up twice"
+    resume.drop_abandoned(History(), tmp_path / "missing.jsonl")
+    path.write_text("no record\n" * 3)
+    resume.drop_abandoned(History(records), path)
+    assert path.read_text() == "no record\n" * 3, "what cannot be read is left as it is"
+
+
+def test_a_ring_that_does_not_fit_loses_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "RING_BYTES", 5000)
+    records = [
+        Record(
+            "val", 0, epoch, epoch, epoch * 1.7, True, 5, 5, {key: math.sin(epoch * len(key)) for key in resume.KEYS}
+        )
+        for epoch in range(300)
+    ]
+    packed = resume.save_history(History(records))
+    found = resume.load_history(packed).records
+    assert len(packed) <= 5000 and 50 < len(found) < 300 and found == records[-len(found) :]
 
 
 def test_events_come_back_as_they_were(uninterrupted: Ran) -> None:

@@ -144,7 +144,6 @@ ORDER: dict[str, tuple[str, ...]] = {
     "plateau": (
         "dead-activations",
         "learning-rate-too-low",
-        "learning-rate-too-high",
         "over-regularisation",
         "capacity-limit",
     ),

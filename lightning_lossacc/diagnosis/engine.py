@@ -20,6 +20,7 @@ from lightning_lossacc.diagnosis.event import Cause, Event, Level, Status
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.diagnosis.message import closed, compose
 from lightning_lossacc.history import History, Record, to_json
+from lightning_lossacc.outlook import outlook
 from lightning_lossacc.remedies import remedies
 
 # A condition that comes and goes at its limit is one event: it must be gone for so many evaluations to close, and as
@@ -48,6 +49,8 @@ STATES: dict[str, Judge] = {
     "loss-high-for-accuracy": states.loss_high,
     "plateau": movement.plateau,
 }
+# "What if we train more epochs?" is asked of these.
+FORECAST = ("loss-down-accuracy-flat", "plateau")
 # Seen in one evaluation, so in validate and test as well.
 SINGLE = ("non-finite", "accuracy-equals-class-share", "accuracy-hides-classes", "loss-high-for-accuracy")
 
@@ -186,6 +189,8 @@ class Diagnosis:
             default=reference,
         )
         holds = evidence.paired is not None and shown(evidence.paired, len(series))
+        ahead = outlook(series) if opening.event in FORECAST and "nll" in current.values else None
+        numbers = _numbers(evidence) | ({} if ahead is None else ahead.numbers())
         event = Event(
             id=identity or f"{opening.event}/{current.stage}/{current.loader}/{current.global_step}",
             event=opening.event,
@@ -202,12 +207,14 @@ class Diagnosis:
             num_items=current.num_items,
             causes=causes,
             generalises="shown" if holds else "not-shown",
-            evidence=_numbers(evidence),
-            attribution={} if evidence.paired is None else attribution(evidence.paired, evidence.full_nll_change),
+            evidence=numbers,
+            attribution={}
+            if evidence.is_static
+            else attribution(evidence.paired, evidence.full_nll_change, reference, current),
         )
         advice = remedies(event.cause, current, best, (*series, *evidence.train_probe))
         event = event.with_text(advice, "")
-        return event.with_text(advice, compose(event, evidence, best.epoch))
+        return event.with_text(advice, compose(event, evidence, best.epoch, "" if ahead is None else ahead.sentence))
 
 
 def _why_unknown(opening: Opening) -> str:

@@ -12,6 +12,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 MEMORISED_SHARE = 0.03
 # Of the items, how many may be a tail, and of the rise, how much they must carry.
 TAIL_SHARE, TAIL_CARRIES = 0.10, 0.80
+TAIL_EXCESS = 0.02  # of the items: unlikely targets beyond what the probabilities allow for
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -106,12 +107,14 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     """A few rows that were given to another class with confidence all along carry the rise; for the others it is small.
 
     What it finds: items that at the reference already had an NLL above ln C + 1, at most a tenth of all, carry at least
-        80 % of the rise.
+        80 % of the rise; and after the best temperature many more targets have a probability under 2 % than the
+        model's own probabilities allow for (by 2 % of the items and 5 standard deviations).
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was.
-    Evidence it needs: paired rows.
+    Evidence it needs: paired rows and at most 64 classes.
     What to do: look at the listed rows.
-    When it is wrong: the share of the worst 1 % proves nothing by itself, it is 50 … 130 % in ordinary runs; hence rows
+    When it is wrong: over-confidence alone is carried by the rows that are wrong as well, hence the second condition.
+        The share of the worst 1 % proves nothing by itself, it is 50 … 130 % in ordinary runs; hence rows
         are chosen by the reference and not by what became of them.
     Reference: Northcutt et al. 2021 (label errors in test sets); Huber 1964.
     """
@@ -121,7 +124,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     if not hard or not 3 <= hard["items"] <= TAIL_SHARE * items or items < 100:
         return None
     share = hard["change"] / evidence.nll_change
-    if not share >= TAIL_CARRIES:
+    excess, error = hard.get("observed", 0) - hard.get("expected", 0), hard.get("expected_error", math.inf)
+    if not (share >= TAIL_CARRIES and excess >= TAIL_EXCESS * items and excess > 5 * error):
         return None
     return Cause(
         "hard-tail",
@@ -129,7 +133,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
         evidence=(
             f"{hard['items']} of {items} items, wrong with confidence at epoch {evidence.reference.epoch} already, "
             f"carry {hard['change']:+.4f} of {evidence.nll_change:+.4f} nats",
-            f"all others changed by {evidence.nll_change - hard['change']:+.4f}",
+            f"all others changed by {evidence.nll_change - hard['change']:+.4f} · {hard['observed']:.0f} targets have "
+            f"a probability under 2 % after the best temperature, {hard['expected']:.1f} would be usual",
         ),
     )
 

@@ -30,8 +30,8 @@ def headline(event: Event) -> str:
     )
 
 
-def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str:
-    """The whole text of an event."""
+def compose(event: Event, evidence: Evidence, best_refinement_epoch: int, ahead: str = "") -> str:
+    """The whole text of an event; `ahead` is what more epochs are to bring."""
     lines = [headline(event), numbers(evidence), *(_change(event, evidence) if evidence.paired else _reasons(event))]
     if evidence.paired is None and not evidence.is_static and event.cause == "unknown":
         lines.append("no cause is named without a comparison of rows")
@@ -42,6 +42,8 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int) -> str
     if others:
         against = event.causes[0].against
         lines.append(f"as well: {', '.join(others)}" + (f" · against: {against[0]}" if against else ""))
+    if ahead:
+        lines.append(ahead)
     end = [f"do: {event.remedies[0] if event.remedies else 'nothing'}"]
     if not evidence.is_static and evidence.paired is not None:
         holds = "shown" if event.generalises == "shown" else "not shown"

@@ -146,9 +146,8 @@ def not_finite(stream: Stream, is_open: bool) -> Opening | None:
     """Rows of the newest evaluation have NaN or infinite logits, or its loss is not a number."""
     newest = stream.newest
     rows = newest.arrays.get("excluded", {}).get("non_finite", 0)
-    if not rows and (newest.num_rows == 0 or math.isfinite(loss_of(newest))):
-        return None
-    if not rows and "nll" not in newest.values and not newest.logged:
+    measured = newest.num_rows > 0 or "loss" in newest.logged
+    if not rows and (not measured or math.isfinite(loss_of(newest))):
         return None
     series = [*(record for record in stream.series if record is not newest), newest]
     other = Stream(series, newest, stream.train, stream.train_probe, stream.accuracy_margin)
@@ -189,7 +188,7 @@ def _stays_miscalibrated(series: list[Record]) -> bool:
     """Whether the best temperature stays as far from 1 as it was, over the last evaluations."""
     distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in series[-LASTING:]]
     half = len(distances) // 2
-    return median(distances[half:]) > 0.85 * median(distances[:half]) > 0.3
+    return median(distances[half:]) > 0.93 * median(distances[:half]) > 0.3
 
 
 def _renamed(record: Record) -> float:

@@ -1,0 +1,100 @@
+"""Trainings without a fault: data, network, optimiser and schedule drawn at random, and the truth that they were healthy."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from planted import data, networks
+from planted.networks import Shape
+from planted.plan import Plan
+from planted.symptoms import Run, floor, rise
+from torch import nn
+
+# Source, network and noise; no pair is in both parts.
+TASKS: dict[str, tuple[tuple[type[data.Source], Callable[..., nn.Module], float], ...]] = {
+    "dev": (
+        (data.Vectors, networks.mlp, 0.9),
+        (data.Digits, networks.convolution, 0.7),
+        (data.Digits, networks.mlp, 0.8),
+    ),
+    "report": (
+        (data.Images, networks.convolution, 1.4),
+        (data.Sequences, networks.Recurrent, 0.6),
+        (data.Sequences, networks.Transformer, 0.7),
+        (data.Tokens, networks.Transformer, 1.0),
+        (data.Cells, networks.mlp, 0.8),
+        (data.Wine, networks.mlp, 0.9),
+    ),
+}
+FIRST_SEED = {"dev": 0, "report": 5000}
+
+
+def plan(part: str, number: int) -> Plan:
+    """The plan of one run, drawn from its number alone."""
+    seed = FIRST_SEED[part] + number
+    draw = random.Random(seed)
+    source, network, noise = TASKS[part][number % len(TASKS[part])]
+    optimizer = draw.choice(("sgd", "momentum", "adam", "adamw"))
+    rates = {"sgd": (0.1, 0.3), "momentum": (0.03, 0.08), "adam": (2e-3, 5e-3), "adamw": (2e-3, 5e-3)}
+    low, high = rates[optimizer]
+    shape = Shape(
+        width=draw.choice((32, 48, 64)),
+        depth=draw.choice((1, 2, 3)),
+        dropout=draw.choice((0.0, 0.1, 0.3)),
+        norm=draw.choice((0.0, 0.0, 0.1)) if network in (networks.mlp, networks.convolution) else 0.0,
+        activation=draw.choice((nn.ReLU, nn.GELU, nn.Tanh)),
+    )
+    return Plan(
+        f"{source.__name__.lower()}-{network.__name__.lower()}",
+        "healthy",
+        seed,
+        source,
+        network,
+        shape,
+        noise * draw.uniform(0.7, 1.2),
+        rows=draw.choice((800, 1200, 1600)),
+        val_rows=draw.choice((200, 400, 800)),
+        epochs=draw.choice((6, 8, 10, 14)),
+        batch=64,
+        optimizer="sgd" if optimizer == "momentum" else optimizer,
+        learning_rate=low * (high / low) ** draw.random(),
+        momentum=0.9 if optimizer == "momentum" else 0.0,
+        weight_decay=draw.choice((0.0, 1e-4, 1e-3)) * (10 if optimizer == "adamw" else 1),
+        schedule=draw.choice(("constant", "cosine", "step", "one-cycle", "restarts")),
+        augment=draw.choice((0.0, 0.1, 0.3)),
+    )
+
+
+def plans(part: str, count: int) -> list[Plan]:
+    """The first `count` plans of a part."""
+    return [plan(part, number) for number in range(count)]
+
+
+def fault(run: Run) -> str:
+    """What makes a run unhealthy on fresh rows, "" for a healthy one.
+
+    Healthy: from the evaluation with the lowest validation loss to the end, the loss on fresh rows rose by less than the
+    practical floor (5 %, 0.01 nats), the loss after one temperature likewise, and the accuracy fell by less than a point;
+    one temperature would save less than a floor; something was learnt (a quarter of the distance from the entropy of
+    the classes); and no layer is mostly dead.
+    """
+    truth: dict[str, Any] = run["truth"]
+    best, end = truth["best"], truth["end"]
+    if not (best["finite"] and end["finite"]):
+        return "not finite"
+    loss, refined, accuracy = rise(run)
+    limit = floor(best["nll"])
+    if loss > limit or refined > limit:
+        return "loss up"
+    if accuracy < -0.01:
+        return "accuracy down"
+    if end["nll"] - end["refined_nll"] > limit:
+        return "calibration"
+    if end["refined_nll"] > 0.75 * math.log(run["classes"]):
+        return "little learnt"
+    if truth["dead"] > 0.75:
+        return "dead units"
+    return ""

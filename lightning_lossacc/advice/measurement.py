@@ -1,0 +1,131 @@
+"""Remedies for numbers that do not measure what they are taken for."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_lossacc.advice.measured import Measured, number, percent
+from lightning_lossacc.attribution import LEVEL, interval
+
+
+def log_raw_nll(measured: Measured) -> str:
+    """The NLL beside the training objective."""
+    terms, nll = measured.loss_terms, measured.value("nll")
+    has = f"; your loss has {terms} as well" if terms else ""
+    return (
+        f'log the NLL beside the loss: `self.log("val_nll", F.cross_entropy(logits, y))`{has}, and let callbacks '
+        f'monitor "lossacc/val/nll"{f" ({nll:.4f})" if math.isfinite(nll) else ""}'
+    )
+
+
+def pass_logits(measured: Measured) -> str:
+    """Cross-entropy takes logits, and applies log-softmax itself."""
+    classes = measured.num_classes
+    floor = ""
+    if classes > 1:
+        lowest = math.log(math.e + classes - 1) - 1
+        floor = f": on probabilities the loss cannot fall below ln(e + {classes - 1}) - 1 = {lowest:.3f}"
+        floor += f", and stands at {measured.value('nll'):.3f}" if math.isfinite(measured.value("nll")) else ""
+    return f"drop the softmax before the loss, F.cross_entropy(logits, y) with what the last layer gives{floor}"
+
+
+def right_accuracy(measured: Measured) -> str:
+    """The three accuracies that a logged number may be."""
+    classes = measured.num_classes or "C"
+    kinds = (
+        ('average="micro"', "accuracy"),
+        ('average="macro"', "balanced_accuracy"),
+        ('top_k=5, average="micro"', "top_k_accuracy"),
+    )
+    known = [
+        f"{argument} gives {percent(measured.value(key))}"
+        for argument, key in kinds
+        if math.isfinite(measured.value(key))
+    ]
+    logged = [f"{name} {number(value)}" for name, value in measured.current.logged.items() if "acc" in name.lower()]
+    yours = f"; you logged {', '.join(logged)}" if logged else ""
+    return (
+        f"torchmetrics.classification.MulticlassAccuracy({classes}, ...) on the same logits: "
+        f"{'; '.join(known) or 'micro, macro and top-k differ'}{yours}"
+    )
+
+
+def compute_over_epoch(measured: Measured) -> str:
+    """A mean of batch means is not the accuracy."""
+    return (
+        'log the metric object, `self.accuracy(logits, y); self.log("val_accuracy", self.accuracy)`, so that rows '
+        "count alike: a mean over batches weights the last, smaller one too much"
+    )
+
+
+def batch_norm(measured: Measured) -> str:
+    """Running statistics that fit the evaluation."""
+    layers = measured.context("batch_norm_layers")
+    counted = f" ({int(layers)} BatchNorm layers)" if layers > 0 else ""
+    return (
+        f"running statistics{counted}: nn.BatchNorm2d(channels, momentum=0.01), larger batches, "
+        "Trainer(sync_batchnorm=True) over several devices, or nn.GroupNorm / nn.LayerNorm, which have none"
+    )
+
+
+def evaluation_mode(measured: Measured) -> str:
+    """The mode in which rows are evaluated."""
+    dropout = measured.context("dropout")
+    active = f" (dropout {number(dropout)} is on in training mode)" if dropout > 0 else ""
+    return (
+        f"call module.eval() and torch.no_grad() around every evaluation of your own{active}; Lightning does so for "
+        "its own"
+    )
+
+
+def same_preprocessing(measured: Measured) -> str:
+    """Inputs that are prepared alike."""
+    return "prepare both sets alike, augmentation aside: print mean, std and range of one batch of each"
+
+
+def train_probe(measured: Measured) -> str:
+    """Training rows in evaluation mode."""
+    return (
+        "LossAccuracyMonitor(train_probe=train_set_without_augmentation) evaluates training rows in evaluation mode, "
+        "so that dropout and augmentation drop out of the comparison"
+    )
+
+
+def more_items(measured: Measured, accuracy_margin: float = 0.01, relative: float = 0.05) -> str:
+    """How many items it takes to know accuracy to one point and the NLL to 5 %, as of this evaluation.
+
+    I' = I (z s / d)^2 for an interval of half width d, with the clustered standard error s of I items.
+    """
+    items = measured.current.num_items
+    errors = {
+        f"accuracy to ±{100 * accuracy_margin:.0f} pp": (measured.value("accuracy_standard_error"), accuracy_margin),
+        f"the NLL to ±{100 * relative:.0f} %": (
+            measured.value("nll_standard_error"),
+            relative * measured.value("nll"),
+        ),
+    }
+    wanted = []
+    for what, (error, width) in errors.items():
+        half = interval(0.0, error)[1]
+        if half > 0 and width > 0:
+            wanted.append(f"{math.ceil(items * (half / width) ** 2)} items to know {what}")
+    if not wanted:
+        return "a larger validation set: with so few items a single one decides every number"
+    low, high = interval(0.0, measured.value("accuracy_standard_error"))
+    return (
+        f"a larger validation set: {' and '.join(wanted)} ({100 * LEVEL:.0f} %); with {items} items accuracy is known "
+        f"to ±{50 * (high - low):.1f} pp"
+    )
+
+
+def cross_validate(measured: Measured) -> str:
+    """Every row once in validation."""
+    return (
+        "k-fold cross-validation, sklearn.model_selection.StratifiedKFold(5): every row is evaluated once, and five "
+        "runs show the jitter between runs"
+    )
+
+
+def log_logits(measured: Measured) -> str:
+    """What is missing for a cause."""
+    return "run once with LossAccuracyMonitor() instead of a log of scalars: causes need logits and paired rows"

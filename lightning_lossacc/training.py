@@ -1,0 +1,68 @@
+"""What did training look like up to an evaluation? Its own loss and accuracy so far, and what the watchers saw.
+
+Validation runs before the training epoch ends, so that the sums of the epoch are read while they still grow: from a
+copy, which may be added up over ranks. What the watchers measure differs by rank; rank zero's numbers are used on all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lossacc.stages import StageState
+
+# Largest number of classes whose training rows are listed.
+LISTED_CLASSES = 1000
+# In this order watched numbers travel between ranks, which must send as many of them each.
+WATCHED = (
+    "learning_rate",
+    "gradient_norm",
+    "gradient_norm_max",
+    "update_ratio",
+    "update_ratio_max",
+    "dead_units",
+    "dead_units_total",
+    "saturated_units",
+    "watched_units",
+    "non_finite_steps",
+    "weight_norm",
+    "weight_decay",
+    "penalty",
+    "dropout",
+    "batch_norm_layers",
+    "batch_norm_drift",
+)
+
+
+def to_vector(watched: Mapping[str, float], device: torch.device, is_first_rank: bool) -> Tensor:
+    """Rank zero's numbers and zeros from all others, (16,) float64, so that their sum is rank zero's; NaN is absent."""
+    values = [watched.get(key, math.nan) if is_first_rank else 0.0 for key in WATCHED]
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def from_vector(vector: Tensor) -> dict[str, float]:
+    """The inverse of `to_vector`, for the numbers that are known."""
+    return {key: value for key, value in zip(WATCHED, vector.tolist(), strict=True) if not math.isnan(value)}
+
+
+def measured(train: StageState) -> tuple[dict[str, float], list[int]]:
+    """NLL, accuracy and rows of the training steps of this epoch so far, and their rows by class; reads the device.
+
+    Empty if a part of the epoch is missing or nothing has been counted. NLL (nats) and accuracy are those of the steps
+    themselves: with dropout and augmentation, of weights that still changed, without the loss's weights and smoothing.
+
+    Args:
+        train: a flushed copy of the epoch's sums, those of all ranks.
+    """
+    if train.layout is None or not train.complete or not train.num_rows:
+        return {}, []
+    values = train.values()
+    context = {"train_rows": values["num_rows"]} | {
+        f"train_{key}": values[key] for key in ("nll", "accuracy") if math.isfinite(values[key])
+    }
+    if train.layout.num_classes > LISTED_CLASSES:
+        return context, []
+    return context, train.counts[train.layout.count_slices["class_rows"]].tolist()
