@@ -11,6 +11,7 @@ confusion matrix, and writes `benchmarks/results/planted.jsonl` (for the part "r
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -34,6 +35,7 @@ def train_all(part: str, causes: list[str], seeds: int, cache: Path, again: bool
     for number, plan in enumerate(todo, start=1):
         run = train(plan)
         keep(run, cache, plan.name)
+        gc.collect()
         print(f"{number}/{len(todo)} {plan.name} {run['seconds']} s, {time.time() - began:.0f} s in all", flush=True)
 
 

@@ -29,6 +29,8 @@ from planted.judge import reports
 from planted.run import CACHE, keep, kept, train
 from planted.symptoms import Run
 
+ON_LOSS_ALONE = ("patience 10", "GL 5 %", "UP4", "UP6", "SageMaker overtraining", "SageMaker not decreasing")
+
 
 def umlaut(losses: list[float], training: list[float]) -> bool:
     """UMLAUT's rule of overfitting: validation loss above that of the epoch before while training loss is not."""
@@ -53,7 +55,7 @@ def common_rules(run: Run) -> dict[str, bool]:
     accuracies = [record["values"].get("accuracy") or 0.0 for record in val]
     training = [record["values"].get("nll") or math.nan for record in records if record["stage"] == "train"]
     series = np.array(losses)
-    found = {name: rule(series) is not None for name, rule in DETECTORS.items() if not name.startswith("find_rise")}
+    found = {name: rule(series) is not None for name, rule in DETECTORS.items() if name in ON_LOSS_ALONE}
     return found | {"UMLAUT": umlaut(losses, training), "correlation": uncorrelated(losses, accuracies)}
 
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lossacc import attribution, kernels, quantities
-from lightning_lossacc.diagnosis import floors
+from lightning_lossacc import attribution, floors, kernels, quantities
 from lightning_lossacc.history import Record, to_json
 from lightning_lossacc.looks import Looks
 from lightning_lossacc.probe import Probe

@@ -46,16 +46,18 @@ class Classifier(LightningModule):
         hidden_sizes: Units of each hidden layer; empty for a linear classifier.
         activation: Nonlinearity after each hidden layer.
         dropout: Probability in [0, 1) of dropping a hidden unit, after each activation.
-        optimizer: "sgd" is plain gradient descent without momentum.
+        optimizer: "sgd" is gradient descent, plain unless `momentum` is given.
         learning_rate: Step size, constant over the training.
         weight_decay: L2 penalty of "adam" and "sgd", decoupled decay of "adamw".
         label_smoothing: Share in [0, 1) of the target that is spread evenly over all classes.
         class_weights: One weight a class; none for equal weights.
         hidden_bias: Value at which all hidden biases start; none for PyTorch's default. Far below
             zero, such as -20, every ReLU unit is dead before the first step.
+        momentum: Share in [0, 1) of the step before that "sgd" adds to each step (Polyak, 1964).
 
     Raises:
-        ValueError: If the number of class weights is not `num_classes`.
+        ValueError: If the number of class weights is not `num_classes`, or `momentum` is out of range
+            or given to another optimizer than "sgd".
     """
 
     def __init__(
@@ -71,12 +73,17 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         class_weights: tuple[float, ...] | None = None,
         hidden_bias: float | None = None,
+        momentum: float = 0.0,
     ) -> None:
         super().__init__()
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"Expected `class_weights` to have {num_classes} numbers, one a class, but got {len(class_weights)}."
             )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"Expected `momentum` to be a share in [0, 1), but got {momentum}.")
+        if momentum > 0 and optimizer != "sgd":
+            raise ValueError(f"Expected `momentum` to come with optimizer 'sgd', but got {optimizer!r}.")
         self.save_hyperparameters()
         layers: list[nn.Module] = []
         width = num_features
@@ -92,6 +99,7 @@ class Classifier(LightningModule):
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.momentum = momentum
         self.label_smoothing = label_smoothing
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights)
@@ -120,7 +128,10 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The chosen optimizer over all parameters."""
-        return _OPTIMIZERS[self.optimizer](self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        more = {"momentum": self.momentum} if self.optimizer == "sgd" else {}
+        return _OPTIMIZERS[self.optimizer](
+            self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, **more
+        )
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_lossacc import kernels, quantities, refinement
+from lightning_lossacc.margin_bins import margin_edges
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, InputKind, Layout, Task
 
 
@@ -177,7 +178,7 @@ class LossAccuracy(Metric):
 
     def margin_histogram(self) -> dict[str, Tensor]:
         """Rows by margin: `edges` (129,), and `rows` (130,) with an overflow bin at either end."""
-        edges = torch.tensor(quantities.margin_edges(), dtype=torch.float64)
+        edges = torch.tensor(margin_edges(), dtype=torch.float64)
         return {"edges": edges, "rows": self.layout.parts(self.counts, self.sums)["margin_histogram"].cpu().clone()}
 
     def temperature_curve(self) -> dict[str, Tensor]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_lossacc import trends
+from lightning_lossacc.floors import label_entropy
 from lightning_lossacc.forecast import Forecast, forecast
 from lightning_lossacc.history import Record
+from lightning_lossacc.margin_bins import MARGIN_BINS, MARGIN_LIMIT, margin_edges
 
 Kind = Literal["only-the-prior", "wrong-rows-approach", "confidence-alone", "ceiling", "training-parts", "undecided"]
 
@@ -23,7 +25,6 @@ ALPHA = 0.01
 PRIOR_SHARE = 0.98
 # Of the validation NLL: training within this is the same level, so that nothing is memorised.
 SAME_LEVEL = 0.10
-_MARGIN_LIMIT = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def _only_the_prior(now: Record, numbers: dict[str, float]) -> str:
     folded = -1 in now.arrays.get("classes", {}).get("class", [])
     if folded or sum(count > 0 for count in rows) < 2 or not math.isfinite(refined):
         return ""
-    entropy = -sum(count / sum(rows) * math.log(count / sum(rows)) for count in rows if count)
+    entropy = label_entropy(rows)
     numbers |= {"label_entropy": entropy, "largest_class": max(rows) / sum(rows)}
     if not refined > PRIOR_SHARE * entropy:
         return ""
@@ -247,12 +248,9 @@ def _level(now: Record, numbers: dict[str, float]) -> Reading:
 def _wrong_margins(record: Record) -> list[tuple[float, float]]:
     """Margin / temperature at the middle of each bin below zero, with its rows; ascending, empty if unknown."""
     histogram, temperature = record.arrays.get("margin_histogram", []), record.values.get("temperature", math.nan)
-    bins = len(histogram) - 2
-    if bins < 2 or not temperature > 0:
+    if len(histogram) != MARGIN_BINS + 2 or not temperature > 0:
         return []
-    limit = math.asinh(_MARGIN_LIMIT)
-    edges = [math.sinh(limit * (2 * place / bins - 1)) for place in range(bins + 1)]
-    middles = [-_MARGIN_LIMIT, *((low + high) / 2 for low, high in itertools.pairwise(edges))]
+    middles = [-MARGIN_LIMIT, *((low + high) / 2 for low, high in itertools.pairwise(margin_edges()))]
     return [
         (middle / temperature, float(rows))
         for middle, rows in zip(middles, histogram, strict=False)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lossacc.margin_bins import margin_edges
 from lightning_lossacc.refinement import cross_fitted_gain, refinement
-from lightning_lossacc.sums import Layout, margin_edges
+from lightning_lossacc.sums import Layout
 
 
 class Quantity(NamedTuple):

@@ -11,7 +11,6 @@ dimension 0 (an image, a sequence), the unit of sampling: n_i, s_i, c_i are an i
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,21 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_lossacc.margin_bins import MARGIN_BINS
+
 Task = Literal["multiclass", "binary"]
 InputKind = Literal["logits", "probabilities", "log_probabilities"]
 
 # 1/4 ... 8 in half octaves. With values and slopes at these points the NLL after the best temperature is found within
 # 1.2e-4 nats and the temperature within 0.1 % (optima 0.27 ... 7.5, C 2 ... 8000); whole octaves miss by 2.5e-3 nats.
 EVALUATION_TEMPERATURES: tuple[float, ...] = tuple(0.25 * 2 ** (step / 2) for step in range(11))
-
-MARGIN_BINS = 128
-MARGIN_LIMIT = 64.0
-
-
-def margin_edges() -> list[float]:
-    """Edges of the margin histogram: 129 numbers from -64 to 64, evenly spaced in asinh (fine near zero)."""
-    limit = math.asinh(MARGIN_LIMIT)
-    return [math.sinh(limit * (2 * index / MARGIN_BINS - 1)) for index in range(MARGIN_BINS + 1)]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import torch
 from lightning_lossacc import forecast as room
 from lightning_lossacc.forecast import Forecast, forecast
 from lightning_lossacc.history import Record
+from lightning_lossacc.margin_bins import margin_edges
 from lightning_lossacc.outlook import _wrong_margins, outlook, reading
 from lightning_lossacc.quantities import summary
-from lightning_lossacc.sums import Layout, margin_edges
+from lightning_lossacc.sums import Layout
 from tests.simulated import Simulation, learning
 
 Random = np.random.Generator

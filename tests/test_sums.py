@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout, margin_edges
+from lightning_lossacc.margin_bins import margin_edges
+from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 
 LAYOUTS: list[dict[str, Any]] = [
     {"num_classes": 3},

@@ -27,7 +27,7 @@ PROGRAMS: dict[Part, dict[str, Plan]] = {
             "images-conv", "healthy", 0, data.Images, networks.convolution, Shape(width=32), 1.4, learning_rate=2e-3, rows=768, epochs=16
         ),
         "sequences-gru": Plan(
-            "sequences-gru", "healthy", 0, data.Sequences, networks.Recurrent, Shape(width=48), learning_rate=2e-3, rows=768, epochs=16
+            "sequences-gru", "healthy", 0, data.Sequences, networks.Recurrent, Shape(width=48), learning_rate=6e-3, rows=768, epochs=16
         ),
         "tokens-transformer": Plan(
             "tokens-transformer", "healthy", 0, data.Tokens, networks.Transformer, Shape(width=32), 1.3, learning_rate=2e-3, rows=768, epochs=16
@@ -43,8 +43,8 @@ FIRST_SEED = {"dev": 0, "report": 1000}
 HARDER = {
     "vectors-mlp": 1.25,
     "digits-conv": 1.8,
-    "images-conv": 1.4,
-    "sequences-gru": 1.2,
+    "images-conv": 1.2,
+    "sequences-gru": 1.4,
     "tokens-transformer": 1.5,
     "cells-mlp": 3.5,
 }
@@ -65,30 +65,30 @@ def _classes(plan: Plan) -> int:
 
 def over_confidence(plan: Plan) -> Plan:
     """Trained on long after the answers stopped changing."""
-    return replace(plan, epochs=30, learning_rate=5e-3, noise=0.8 * plan.noise)
+    return replace(plan, rows=512, epochs=36, learning_rate=2.5 * plan.learning_rate, noise=0.8 * plan.noise)
 
 
 def overfitting(plan: Plan) -> Plan:
     """A wide network and few noisy rows; smoothing keeps the logits small, so that what grows was learnt wrongly."""
     shape = _shape(plan, width=2 * plan.shape.width)
     return replace(
-        plan, rows=500, epochs=24, noise=1.4 * plan.noise, smoothing=0.2, learning_rate=5e-3, shape=shape
+        plan, rows=500, epochs=24, noise=1.4 * plan.noise, smoothing=0.2, learning_rate=2.5 * plan.learning_rate, shape=shape
     )
 
 
 def label_noise(plan: Plan) -> Plan:
     """Three of ten training labels are another class, and there is time to learn them."""
-    return replace(plan, label_noise=0.3, epochs=26, rows=640, learning_rate=4e-3, shape=_shape(plan, width=64))
+    return replace(plan, label_noise=0.3, epochs=30, rows=512, learning_rate=2 * plan.learning_rate, shape=_shape(plan, width=64))
 
 
 def hard_tail(plan: Plan) -> Plan:
     """A few rows of the world carry a wrong label; the training rows do not."""
-    return replace(plan, tail=0.03, epochs=26, noise=0.5 * plan.noise, learning_rate=4e-3)
+    return replace(plan, tail=0.03, epochs=26, noise=0.5 * plan.noise, learning_rate=2 * plan.learning_rate)
 
 
 def leakage(plan: Plan) -> Plan:
     """All validation rows are training rows."""
-    return replace(plan, leak=1.0, epochs=26, learning_rate=4e-3, noise=1.2 * plan.noise)
+    return replace(plan, leak=1.0, epochs=26, learning_rate=2 * plan.learning_rate, noise=1.2 * plan.noise)
 
 
 def prior_shift(plan: Plan) -> Plan:
@@ -102,7 +102,7 @@ def prior_shift(plan: Plan) -> Plan:
 def capacity_limit(plan: Plan) -> Plan:
     """One unit before the head (two for many classes), rows in plenty."""
     units = 1 if _classes(plan) <= 5 else 2
-    return replace(plan, rows=1200, learning_rate=6e-3, shape=_shape(plan, bottleneck=units))
+    return replace(plan, rows=1200, learning_rate=3 * plan.learning_rate, shape=_shape(plan, bottleneck=units))
 
 
 def majority_collapse(plan: Plan) -> Plan:
@@ -114,7 +114,7 @@ def majority_collapse(plan: Plan) -> Plan:
 def class_imbalance(plan: Plan) -> Plan:
     """One class in most rows; the others are found now and then."""
     rare = prior(_classes(plan), 0.85)
-    return replace(plan, train_prior=rare, val_prior=rare, noise=1.5 * plan.noise, rows=1000)
+    return replace(plan, train_prior=rare, val_prior=rare, noise=(1.0 if plan.network is networks.convolution else 1.5) * plan.noise, rows=1000)
 
 
 def class_trade_off(plan: Plan) -> Plan:
@@ -199,7 +199,7 @@ def loss_mismatch(plan: Plan) -> Plan:
 
 def double_softmax(plan: Plan) -> Plan:
     """The network ends in a softmax, and the loss takes another."""
-    return replace(plan, shape=_shape(plan, softmax=True), learning_rate=4e-3)
+    return replace(plan, shape=_shape(plan, softmax=True), learning_rate=2 * plan.learning_rate)
 
 
 def wrong_accuracy(plan: Plan) -> Plan:
@@ -221,7 +221,7 @@ def under_confidence(plan: Plan) -> Plan:
 
 def scale_growth(plan: Plan) -> Plan:
     """The training loss divides the logits by five and the evaluation does not: they grow while the answers improve."""
-    return replace(plan, train_temperature=5.0, learning_rate=2e-3)
+    return replace(plan, train_temperature=5.0)
 
 
 def confidence_growth(plan: Plan) -> Plan:

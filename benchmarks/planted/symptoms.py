@@ -25,6 +25,10 @@ def floor(nll: float) -> float:
     return max(RELATIVE_FLOOR * nll, ABSOLUTE_FLOOR)
 
 
+def _limit(run: Run) -> float:
+    return floor(run["truth"]["best"].get("nll", math.nan))
+
+
 def rise(run: Run) -> tuple[float, float, float]:
     """Change of loss, loss after one temperature, and accuracy on fresh rows, from the best evaluation to the end."""
     best, end = run["truth"]["best"], run["truth"]["end"]
@@ -40,7 +44,7 @@ def rise(run: Run) -> tuple[float, float, float]:
 def share_left(run: Run) -> float:
     """Share of the rise that one temperature does not take back; NaN without a rise worth the name."""
     loss, refined, _ = rise(run)
-    if not loss >= floor(run["truth"]["best"]["nll"]):
+    if not loss >= _limit(run):
         return math.nan
     return refined / loss
 
@@ -86,14 +90,14 @@ def overfitting(run: Run) -> bool:
 
 def label_noise(run: Run) -> bool:
     """Training labels are wrong, and the loss rose on fresh rows with right labels."""
-    return run["plan"]["label_noise"] > 0 and rise(run)[0] >= floor(run["truth"]["best"]["nll"])
+    return run["plan"]["label_noise"] > 0 and rise(run)[0] >= _limit(run)
 
 
 def hard_tail(run: Run) -> bool:
     """The loss of all rows rose by a floor, and that of the rightly labelled rows by less than a quarter as much."""
     best, end = run["truth"]["best"], run["truth"]["end"]
     loss = rise(run)[0]
-    return "clean_nll" in best and loss >= floor(best["nll"]) and end["clean_nll"] - best["clean_nll"] < 0.25 * loss
+    return "clean_nll" in best and loss >= _limit(run) and end["clean_nll"] - best["clean_nll"] < 0.25 * loss
 
 
 def leakage(run: Run) -> bool:
@@ -219,7 +223,7 @@ def under_confidence(run: Run) -> bool:
 def scale_growth(run: Run) -> bool:
     """The loss rose by a floor, and the loss after one temperature and the accuracy are better than at its minimum."""
     loss, refined, accuracy = rise(run)
-    return loss >= floor(run["truth"]["best"]["nll"]) and refined < 0 and accuracy > 0.003
+    return loss >= _limit(run) and refined < 0 and accuracy > 0.003
 
 
 def confidence_growth(run: Run) -> bool:

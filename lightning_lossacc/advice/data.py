@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.advice.measured import CONFIRM, SHOWN_CLASSES, Measured, listed, number, percent
+from lightning_lossacc.floors import label_entropy
 
 
 def class_weights(measured: Measured) -> str:
@@ -128,8 +129,7 @@ def output_bias(measured: Measured) -> str:
         return (
             "initial bias of the last layer: `layer.bias.data = (counts / counts.sum()).log()`, counts = rows a class"
         )
-    shares = [rows / sum(counts) for rows in counts]
-    entropy = -sum(share * math.log(share) for share in shares)
+    shares, entropy = [rows / sum(counts) for rows in counts], label_entropy(counts)
     saved = math.log(len(shares)) - entropy
     value = (
         f"torch.tensor({listed([math.log(share) for share in shares])})"

@@ -6,6 +6,7 @@ import math
 
 from lightning_lossacc.advice.measured import Measured, number, percent
 from lightning_lossacc.attribution import LEVEL, interval
+from lightning_lossacc.floors import double_softmax_floor
 
 
 def log_raw_nll(measured: Measured) -> str:
@@ -23,7 +24,7 @@ def pass_logits(measured: Measured) -> str:
     classes = measured.num_classes
     floor = ""
     if classes > 1:
-        lowest = math.log(math.e + classes - 1) - 1
+        lowest = double_softmax_floor(classes)
         floor = f": on probabilities the loss cannot fall below ln(e + {classes - 1}) - 1 = {lowest:.3f}"
         floor += f", and stands at {measured.value('nll'):.3f}" if math.isfinite(measured.value("nll")) else ""
     return f"drop the softmax before the loss, F.cross_entropy(logits, y) with what the last layer gives{floor}"

@@ -69,6 +69,7 @@ EVENTS: dict[str, str] = {
     "accuracy-stuck": "accuracy never rose above chance, or does not move at all",
     "accuracy-equals-class-share": "accuracy is the share of one class, which nearly all rows are given to",
     "accuracy-hides-classes": "frequent classes carry the accuracy and rare ones are mostly missed",
+    "class-shares-differ": "classes occur in other shares than in training, to the loss of validation",
     "few-items": "the validation set is so small that single items move everything",
     "loss-high-for-accuracy": "the loss of one evaluation is far above what these answers cost with fitting confidence",
     "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
@@ -116,6 +117,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "majority-collapse",
     ),
     "accuracy-hides-classes": ("prior-shift", "class-imbalance"),
+    "class-shares-differ": ("prior-shift",),
     "few-items": ("validation-too-small",),
     "accuracy-equals-class-share": (
         "blow-up",

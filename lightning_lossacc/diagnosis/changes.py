@@ -10,7 +10,7 @@ from typing import Any
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.diagnosis.floors import label_entropy
+from lightning_lossacc.floors import label_entropy
 from lightning_lossacc.history import Record
 
 RELATIVE_FLOOR = 0.05  # of the reference NLL
@@ -128,8 +128,9 @@ def loss_up(stream: Stream, is_open: bool) -> Opening | None:
         if change < floor / 2:
             return None
     else:
-        shift = loss_rise(losses)
-        if shift is not None and change >= floor:
+        rates = [record.context.get("learning_rate", math.nan) for record in series]
+        shift = loss_rise(losses, rates)
+        if shift is not None and change >= floor and not _may_be_a_start(stream, reference):
             onset = shift.onset
         elif not _shown_early(series, reference, change, floor):
             return None
@@ -140,15 +141,30 @@ def loss_up(stream: Stream, is_open: bool) -> Opening | None:
     return Opening(f"loss-up-accuracy-{words}", evidence, epoch, abs(evidence.full_nll_change))
 
 
+def _may_be_a_start(stream: Stream, reference: Record) -> bool:
+    """Whether a rise within the first evaluations may be the unrest of a start: nothing was learned before it, or the
+    training loss rises as well.
+    """
+    if len(stream.series) >= trends.MIN_EVALUATIONS:
+        return False
+    train = [record.context.get("train_nll", record.context.get("train_loss", math.nan)) for record in stream.series]
+    train = [value for value in train if math.isfinite(value)]
+    rises = len(train) > 2 and train[-1] > 1.1 * min(train)
+    return rises or not _has_learned(reference)
+
+
+def _has_learned(record: Record) -> bool:
+    """Whether a tenth of the label entropy or more is gone after one temperature; true where that is not known."""
+    rows = record.arrays.get("classes", {}).get("rows", [])
+    return not rows or not record.values.get("refinement_nll", math.nan) > 0.9 * label_entropy(rows)
+
+
 def _shown_early(series: list[Record], reference: Record, change: float, floor: float) -> bool:
     """Before jitter can be told: a paired rise from a reference that had learned something."""
     paired = series[-1].paired.get("nll")
     if len(series) >= trends.MIN_EVALUATIONS or len(series) < 3 or paired is None or change < floor:
         return False
-    rows = reference.arrays.get("classes", {}).get("rows", [])
-    if rows and reference.values.get("refinement_nll", math.nan) > 0.9 * label_entropy(rows):
-        return False
-    return shown(paired, len(series))
+    return _has_learned(reference) and shown(paired, len(series))
 
 
 def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
@@ -199,9 +215,15 @@ def practical_floor(loss: float) -> float:
     return max(RELATIVE_FLOOR * loss, ABSOLUTE_FLOOR)
 
 
-def loss_rise(losses: list[float]) -> trends.Shift | None:
+def loss_rise(losses: list[float], learning_rates: list[float] | None = None) -> trends.Shift | None:
     """The rise of a loss that opens an event, by the trend alone."""
-    return trends.find_rise(losses, relative_floor=RELATIVE_FLOOR, absolute_floor=ABSOLUTE_FLOOR, alpha=ALPHA)
+    return trends.find_rise(
+        losses,
+        relative_floor=RELATIVE_FLOOR,
+        absolute_floor=ABSOLUTE_FLOOR,
+        alpha=ALPHA,
+        learning_rates=learning_rates,
+    )
 
 
 def required_z(evaluations: int) -> float:

@@ -6,7 +6,7 @@ import math
 
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.diagnosis.floors import constant_confidence_nll
+from lightning_lossacc.floors import constant_confidence_nll
 
 # Of a rise, the share that is left after one temperature: below the first it is over-confidence, above the second it is
 # overfitting. The estimate must lie there and its interval must not reach the other one's region; else it is mixed.

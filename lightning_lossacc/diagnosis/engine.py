@@ -46,8 +46,11 @@ STATES: dict[str, Judge] = {
     "few-items": states.few_items,
     "accuracy-equals-class-share": states.class_share,
     "accuracy-hides-classes": states.hidden_classes,
+    "class-shares-differ": states.shares_differ,
     "loss-high-for-accuracy": states.loss_high,
     "plateau": movement.plateau,
+    "oscillation": movement.oscillation,
+    "spike": movement.spike,
 }
 # "What if we train more epochs?" is asked of these.
 FORECAST = ("loss-down-accuracy-flat", "plateau")
@@ -133,6 +136,7 @@ class Diagnosis:
         self.waiting[key] = 0
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
         is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
+        is_info = is_info or (causes[0].cause == "unknown" and opening.event == "oscillation")
         level: Level = "info" if is_info else "warning"
         if known is None:
             if name in STATES and self._is_said(place, name, causes[0].cause):

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from lightning_lossacc.attribution import interval
-from lightning_lossacc.diagnosis.floors import label_entropy
+from lightning_lossacc.floors import label_entropy
 from lightning_lossacc.history import Record
 from lightning_lossacc.trends import Verdict
 

@@ -11,8 +11,10 @@ from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.03
 # Of the items, how many may be a tail, and of the rise, how much they must carry.
-TAIL_SHARE, TAIL_CARRIES = 0.10, 0.80
-TAIL_EXCESS = 0.02  # of the items: unlikely targets beyond what the probabilities allow for
+TAIL_SHARE, TAIL_CARRIES = 0.10, 0.75
+# Standard deviations by which targets are less likely than the probabilities allow for. Ordinary over-confidence has
+# fewer of them than allowed (0 … 1 for 3), tails 1.5 … 2 more (12 for 7), in trainings with either planted.
+TAIL_SCORE = 1.4
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -107,8 +109,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     """A few rows that were given to another class with confidence all along carry the rise; for the others it is small.
 
     What it finds: items that at the reference already had an NLL above ln C + 1, at most a tenth of all, carry at least
-        80 % of the rise; and after the best temperature many more targets have a probability under 2 % than the
-        model's own probabilities allow for (by 2 % of the items and 5 standard deviations).
+        75 % of the rise; and after the best temperature at least five targets have a probability under 2 %, more than
+        the model's own probabilities allow for (by 1.4 standard deviations).
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was.
     Evidence it needs: paired rows and at most 64 classes.
@@ -125,7 +127,7 @@ def hard_tail(evidence: Evidence) -> Cause | None:
         return None
     share = hard["change"] / evidence.nll_change
     excess, error = hard.get("observed", 0) - hard.get("expected", 0), hard.get("expected_error", math.inf)
-    if not (share >= TAIL_CARRIES and excess >= TAIL_EXCESS * items and excess > 5 * error):
+    if not (share >= TAIL_CARRIES and hard.get("observed", 0) >= 5 and excess >= TAIL_SCORE * error):
         return None
     return Cause(
         "hard-tail",

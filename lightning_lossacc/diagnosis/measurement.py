@@ -6,7 +6,7 @@ import math
 
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.diagnosis.floors import double_softmax_floor, smallest_nll
+from lightning_lossacc.floors import double_softmax_floor, smallest_nll
 from lightning_lossacc.history import Record
 
 # A logged accuracy is an average over batches; the last, smaller one moves it a little.
@@ -136,7 +136,8 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     """The same training rows score far worse in eval mode than in train mode.
 
     What it finds: the NLL of fixed training rows in eval mode is more than 1.5 times and 0.1 nats above that of the
-        training steps of the same epoch, and their accuracy 5 pp or more below, although the weights are later ones.
+        training steps of the same epoch, and their accuracy 5 pp or more below, in each of the last three evaluations,
+        although the weights are later ones.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
     Evidence it needs: `train_probe=`.
@@ -145,13 +146,20 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     Reference: Ioffe and Szegedy 2015; Wu and Johnson 2021.
     """
     steps, rows = evidence.context("train_nll"), evidence.train_nll
-    lost = evidence.context("train_accuracy") - evidence.train_accuracy
-    if not evidence.train_probe or not (rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05):
+    pairs = list(zip(evidence.series[-3:], evidence.train_probe[-3:], strict=False))
+    if len(pairs) < 3 or not all(_is_worse(record, probe) for record, probe in pairs):
         return None
     lines = [f"training rows: NLL {rows:.4f} in eval mode, {steps:.4f} in the steps of the same epoch"]
     if evidence.context("batch_norm_layers") > 0:
         lines.append(f"{evidence.context('batch_norm_layers'):.0f} layers of batch normalisation")
     return Cause("train-eval-mismatch", share=math.nan, evidence=tuple(lines))
+
+
+def _is_worse(record: Record, probe: Record) -> bool:
+    """Whether training rows are worse in eval mode than in the steps of the same epoch, by far."""
+    steps, rows = record.context.get("train_nll", math.nan), loss_of(probe)
+    lost = record.context.get("train_accuracy", math.nan) - accuracy_of(probe)
+    return rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05
 
 
 def logged_keys(record: Record, word: str) -> list[str]:

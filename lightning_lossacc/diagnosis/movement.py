@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from statistics import median
+from lightning_lossacc import trends
+from lightning_lossacc.diagnosis.changes import ABSOLUTE_FLOOR, Opening, Stream, practical_floor
 
-from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
-from lightning_lossacc.diagnosis.states import LASTING
+# Of the level, from low to high: less is ordinary jitter.
+SWING = 0.15
+# It is not a claim by itself, since a plateau needs a cause to be reported.
+PLATEAU_ALPHA = 0.1
 
 
 def plateau(stream: Stream, is_open: bool) -> Opening | None:
-    """The loss has stood still for some time, within the practical floor, and most of it is still there.
-
-    The halves of the last third of the evaluations (10 or more) differ by less than half the floor.
-    """
+    """The loss has stood still for 10 evaluations or more, within the practical floor."""
     losses = stream.losses
-    width = max(LASTING, len(losses) // 3)
-    recent = losses[-width:]
-    if len(recent) < width:
+    found = trends.find_plateau(losses, practical_floor(losses[-1]) * (2 if is_open else 1), alpha=PLATEAU_ALPHA)
+    if found is None:
         return None
-    before, after = median(recent[: width // 2]), median(recent[width // 2 :])
-    if abs(after - before) > practical_floor(after) / 2:
+    details = {"plateau": float(found.window), "plateau_change": found.change}
+    onset = stream.series[-found.window].epoch
+    return Opening("plateau", stream.evidence(stream.series[-1], details=details), onset)
+
+
+def oscillation(stream: Stream, is_open: bool) -> Opening | None:
+    """The loss keeps swinging by a large part of its level, beyond what the size of the validation set brings."""
+    errors = [record.values.get("nll_standard_error", 0.0) / 5 for record in stream.series]
+    found = trends.find_oscillation(stream.losses, relative_floor=SWING, absolute_floor=ABSOLUTE_FLOOR, errors=errors)
+    if found is None:
         return None
-    details = {"plateau": float(width), "plateau_change": after - before}
-    newest = stream.series[-1]
-    return Opening("plateau", stream.evidence(newest, details=details), stream.series[-width].epoch)
+    details = {"swing": 2 * found.amplitude, "swing_window": float(found.window)}
+    onset = stream.series[-found.window].epoch
+    return Opening("oscillation", stream.evidence(stream.series[-1], details=details), onset)
+
+
+def spike(stream: Stream, is_open: bool) -> Opening | None:
+    """One or two evaluations stood far above their surroundings and came back."""
+    found = trends.find_spike(stream.losses)
+    if found is None:
+        return None
+    details = {"spike_epoch": float(stream.series[found.index].epoch), "spike_height": found.height}
+    return Opening("spike", stream.evidence(stream.series[-1], details=details), stream.series[found.index].epoch)

@@ -58,8 +58,9 @@ def blow_up(evidence: Evidence) -> Cause | None:
 def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     """Steps overshoot: the training loss itself swings or rises.
 
-    What it finds: the training loss of the last evaluations is above its own earlier level or swings by a large part of
-        it, and, where it is watched, an update moves the weights by more than 2 % of their size.
+    What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
+        or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
+        rises and swings, or the validation loss swings with it.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -77,9 +78,13 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     # A training loss near zero has nothing left to lose; only one that matters can be too high.
     matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
     risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
-    if not (matters and (swing > 0.3 or risen)):
+    # Most of the loss is left, and steps that move the weights a lot bring nothing.
+    before = train[-9:-3]
+    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and level > 0.2 * prior
+    both_swing = swing > 0.15 and evidence.details.get("swing", 0.0) > 0
+    if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
         return None
-    if not ratio >= HIGH_RATIO and not (swing > 0.3 and risen):
+    if not (ratio >= HIGH_RATIO or both_swing or (swing > 0.3 and risen)):
         return None
     lines = [f"training loss {min(recent):.3g} … {max(recent):.3g} in {len(recent)} evaluations, lowest {lowest:.3g}"]
     if math.isfinite(ratio):

@@ -11,9 +11,9 @@ from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
 from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, unlearned_spread
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
-from lightning_lossacc.diagnosis.floors import constant_confidence_nll
-from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE
+from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
+from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
 # A state that is normal at the start of a training is a warning when it has lasted so long and the loss stands still.
@@ -40,6 +40,17 @@ def class_share(stream: Stream, is_open: bool) -> Opening | None:
     return _state("accuracy-equals-class-share", stream, holds)
 
 
+def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
+    """Classes occur in other shares than in training, to the loss of validation."""
+
+    def holds(record: Record) -> bool:
+        return prior_shift(replace(stream.evidence(record), current=record)) is not None
+
+    if "train_classes" not in stream.series[-1].arrays:
+        return None
+    return _state("class-shares-differ", stream, holds, 3)
+
+
 def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
     """Frequent classes carry the accuracy, and rare ones are mostly missed."""
 
@@ -51,7 +62,7 @@ def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
             return values["accuracy"] - values.get("balanced_accuracy", math.nan) >= 0.15
         return class_imbalance(replace(stream.evidence(record), current=record)) is not None
 
-    return _state("accuracy-hides-classes", stream, holds, also_while_falling=True)
+    return _state("accuracy-hides-classes", stream, holds, LASTING)
 
 
 def few_items(stream: Stream, is_open: bool) -> Opening | None:
@@ -159,16 +170,16 @@ def settled(losses: list[float]) -> bool:
     less than half the practical floor.
     """
     recent = losses[-max(LASTING, len(losses) // 3) :]
-    if len(recent) < LASTING:
+    if len(recent) < LASTING or recent[-1] < recent[-4] - practical_floor(recent[-4]):
         return False
     before, after = median(recent[: len(recent) // 2]), median(recent[len(recent) // 2 :])
     return after > before - practical_floor(after) / 2
 
 
-def _state(
-    event: str, stream: Stream, holds: Callable[[Record], bool], also_while_falling: bool = False
-) -> Opening | None:
-    """A state of the newest record; it lasts if it held for some evaluations in which the loss did not fall."""
+def _state(event: str, stream: Stream, holds: Callable[[Record], bool], enough: int | None = None) -> Opening | None:
+    """A state of the newest record; it lasts if it held for `enough` evaluations, or without that number for some in
+    which the loss did not fall.
+    """
     series = stream.series
     held = 0
     for record in reversed(series):
@@ -178,14 +189,16 @@ def _state(
     if not held:
         return None
     outside_fit = series[-1].stage in ("validate", "test")
-    lasting = outside_fit or (
-        held >= LASTING and (also_while_falling or settled(stream.losses) or _stays_miscalibrated(series))
-    )
+    lasting = outside_fit or (held >= LASTING and (settled(stream.losses) or _stays_miscalibrated(series)))
+    if enough is not None:
+        lasting = outside_fit or held >= enough
     return Opening(event, stream.evidence(series[-1]), series[-held].epoch, lasting=lasting)
 
 
 def _stays_miscalibrated(series: list[Record]) -> bool:
-    """Whether the best temperature stays as far from 1 as it was, over the last evaluations."""
+    """Whether the best temperature stays as far from 1 as it was over the last evaluations, and the loss stays too."""
+    if loss_of(series[-1]) < 0.6 * loss_of(series[-LASTING]):
+        return False
     distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in series[-LASTING:]]
     half = len(distances) // 2
     return median(distances[half:]) > 0.93 * median(distances[:half]) > 0.3

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from lightning_lossacc.kernels.chunks import chunks, gather_rows, rows_per_chunk
-from lightning_lossacc.sums import Layout, margin_edges
+from lightning_lossacc.margin_bins import margin_edges
+from lightning_lossacc.sums import Layout
 
 # exp(-1e4 / 8) is 0 in float64 too, so that this stands for a logit of -inf in products such as e * d.
 LOWEST_DIFFERENCE = -1.0e4

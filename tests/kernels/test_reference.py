@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightning_lossacc import kernels
 from lightning_lossacc.kernels import chunks, reference
-from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout, margin_edges
+from lightning_lossacc.margin_bins import margin_edges
+from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 from tests import gold, inputs
 
 # What a float32 row value may be off by, beside 1e-7 of its own size: eager PyTorch's error is of the same order.
