@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench bench-diagnosis lint clean
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,14 @@ test-slow: .venv/test
 bench: .venv/test
 	$(BIN)/python benchmarks/bench_update.py
 	$(BIN)/python benchmarks/bench_step.py
+
+# About an hour and a half on one core; what is kept in benchmarks/cache is not trained again.
+bench-diagnosis: .venv/test
+	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 6
+	$(BIN)/python benchmarks/bench_diagnosis.py judge --part report
+	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 700
+	$(BIN)/python benchmarks/bench_healthy.py judge --part report
+	$(BIN)/python benchmarks/bench_checkpoints.py
 
 lint: .venv/test
 	$(BIN)/ruff format .

@@ -3,11 +3,11 @@
     PYTHONPATH=. python benchmarks/bench_checkpoints.py
 
 Takes the kept runs of `bench_healthy.py` and of the over-trained causes of `bench_diagnosis.py` (part "report"; no
-training). Each validation chose one checkpoint by each of three rules; all checkpoints of a run were measured on the same
-1 500 test rows. Regret: test NLL, test NLL after the temperature fitted on the validation rows, or accuracy, against the
-best checkpoint of the run in hindsight. Hindsight picks on one half of the rows what is measured on the other half, in
-turn? No: it picks on all test rows, which flatters hindsight and so overstates every regret alike. Intervals: bootstrap
-over runs. Writes `benchmarks/results/checkpoints.jsonl`.
+training). In each run the validation rows chose one checkpoint by each of three rules; all checkpoints were measured on
+the same 1 500 test rows. Regret: test NLL, test NLL after the temperature fitted on the validation rows, or accuracy,
+against the best checkpoint of the run in hindsight. Hindsight picks on the test rows themselves, which flatters it and
+so overstates the regret of all rules alike. Intervals: bootstrap over runs. Writes
+`benchmarks/results/checkpoints.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from measure import RESULTS, environment, print_table
@@ -29,12 +26,16 @@ from planted.run import CACHE, kept
 
 Array = NDArray[np.float64]
 OVERTRAINED = ("over-confidence", "overfitting", "label-noise", "scale-growth", "confidence-growth")
-RULES: dict[str, tuple[str, int]] = {"loss": ("nll", -1), "accuracy": ("accuracy", 1), "refined loss": ("refinement_nll", -1)}
+RULES: dict[str, tuple[str, int]] = {
+    "loss": ("nll", -1),
+    "accuracy": ("accuracy", 1),
+    "refined loss": ("refinement_nll", -1),
+}
 DRAWS = 2000
 
 
 def regrets(run: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Regret of each rule in NLL, NLL after the validation temperature (nats) and accuracy (share); {} if not measured."""
+    """Regret of each rule in NLL, NLL at the validation temperature (nats) and accuracy; {} if not measured."""
     path = run["truth"]["path"]
     records = [json.loads(line) for line in run["records"]]
     values = [record["values"] for record in records if record["stage"] == "val"]
@@ -53,7 +54,9 @@ def regrets(run: dict[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def interval(values: Array, statistic: Callable[[Array], float], random: np.random.Generator) -> tuple[float, float, float]:
+def interval(
+    values: Array, statistic: Callable[[Array], float], random: np.random.Generator
+) -> tuple[float, float, float]:
     """A statistic over runs with its 95 % bootstrap interval."""
     draws = [statistic(values[random.integers(len(values), size=len(values))]) for _ in range(DRAWS)]
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
@@ -69,7 +72,9 @@ def main() -> None:
     chosen = arguments.parse_args()
     folders = {"healthy": chosen.cache / f"healthy-{chosen.part}"}
     folders |= {cause: chosen.cache / f"planted-{chosen.part}" / cause for cause in OVERTRAINED}
-    found = [(group, regrets(kept(path))) for group, folder in folders.items() for path in sorted(folder.glob("*.json.gz"))]
+    found = [
+        (group, regrets(kept(path))) for group, folder in folders.items() for path in sorted(folder.glob("*.json.gz"))
+    ]
     found = [(group, run) for group, run in found if run]
     groups = {"all": [run for _, run in found]}
     groups["healthy"] = [run for group, run in found if group == "healthy"]
@@ -90,19 +95,27 @@ def main() -> None:
                 row["p90"] = round(float(np.quantile(values, 0.9)), 5)
                 limit = 0.01
                 share, least, most = interval(values, lambda drawn: float((drawn >= 0.01 - 1e-9).mean()), random)
-                row |= {"limit": limit, "share": round(share, 4), "share low": round(least, 4), "share high": round(most, 4)}
+                row |= {
+                    "limit": limit,
+                    "share": round(share, 4),
+                    "share low": round(least, 4),
+                    "share high": round(most, 4),
+                }
                 table.append(row)
     print_table(table)
     one = next(row for row in table if (row["group"], row["best"], row["regret"]) == ("all", "loss", "accuracy"))
+    share, least, most = (100 * float(str(one[key])) for key in ("share", "share low", "share high"))
     print(
-        f"in {100 * float(str(one['share'])):.0f} % of {one['runs']} runs the loss-best checkpoint cost >= 1 pp of accuracy "
-        f"({100 * float(str(one['share low'])):.0f} ... {100 * float(str(one['share high'])):.0f} %)"
+        f"in {share:.0f} % ({least:.0f} ... {most:.0f} %) of {one['runs']} runs the loss-best checkpoint cost at least "
+        "1 pp of accuracy"
     )
     if chosen.part == "report":
         lines = [{"table": "run", "benchmark": "checkpoints", **environment()}]
         lines += [{"table": "regret", **row} for row in table]
         chosen.results.mkdir(parents=True, exist_ok=True)
-        (chosen.results / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (chosen.results / "checkpoints.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_trends import clopper_pearson
 from measure import RESULTS, environment, print_table
@@ -124,7 +121,10 @@ def main() -> None:
         print_table(lines)
     matrix = confusion(runs)
     for line in matrix:
-        print(f"{line['planted']:24} {line['shown']:3}  {line['named']}" + (f"  not true: {line['not true']}" if line["not true"] else ""))
+        print(
+            f"{line['planted']:24} {line['shown']:3}  {line['named']}"
+            + (f"  not true: {line['not true']}" if line["not true"] else "")
+        )
     lines = [{"table": "run", "benchmark": "planted", "part": chosen.part, **environment()}]
     lines += [{"table": table, **line} for table, found in tables.items() for line in found]
     lines += [{"table": "confusion", **line} for line in matrix]

@@ -4,9 +4,10 @@
     PYTHONPATH=. python benchmarks/bench_healthy.py judge --part dev [--runs]
 
 `train` keeps one compressed file a run in `benchmarks/cache/` and skips what is there; about two seconds a run on one
-core. `judge` replays the diagnosis and prints the share of healthy runs with a warning beside that of common rules on the
-same validation losses (UMLAUT: one epoch with more validation and less training loss than the epoch before; correlation:
-loss and accuracy of ten evaluations with |r| < 0.5). It writes `benchmarks/results/healthy.jsonl` for the part "report".
+core. `judge` replays the diagnosis and prints the share of healthy runs with a warning beside that of common rules on
+the same validation losses (UMLAUT: one epoch with more validation and less training loss than the epoch before;
+correlation: loss and accuracy of ten evaluations with |r| < 0.5). It writes `benchmarks/results/healthy.jsonl` for the
+part "report".
 """
 
 from __future__ import annotations
@@ -14,12 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from bench_trends import DETECTORS, clopper_pearson
@@ -77,7 +75,10 @@ def main() -> None:
             if not (cache / f"{name}.json.gz").exists():
                 run = train(plan)
                 keep(run, cache, name)
-                print(f"{name} {run['seconds']} s, {time.time() - began:.0f} s in all; {fault(run) or 'healthy'}", flush=True)
+                print(
+                    f"{name} {run['seconds']} s, {time.time() - began:.0f} s in all; {fault(run) or 'healthy'}",
+                    flush=True,
+                )
         return
     runs = [kept(path) for path in sorted(cache.glob("*.json.gz"))]
     faults = Counter(fault(run) for run in runs)
@@ -105,14 +106,21 @@ def main() -> None:
     ]:
         low, high = clopper_pearson(hits, count)
         share = round(hits / max(count, 1), 4)
-        table.append({"rule": name, "alarms": hits, "runs": count, "share": share, "low": round(low, 4), "high": round(high, 4)})
+        table.append(
+            {"rule": name, "alarms": hits, "runs": count, "share": share, "low": round(low, 4), "high": round(high, 4)}
+        )
     print(f"{len(runs)} runs, of which healthy on fresh rows: {len(healthy)}; not: {dict(faults)}")
     print_table(table)
     print("warnings on healthy runs:", dict(causes))
     if chosen.part == "report":
         lines = [
             {"table": "run", "benchmark": "healthy", "part": chosen.part, **environment()},
-            {"table": "counts", "runs": len(runs), "healthy": len(healthy), "faults": {k: n for k, n in faults.items() if k}},
+            {
+                "table": "counts",
+                "runs": len(runs),
+                "healthy": len(healthy),
+                "faults": {k: n for k, n in faults.items() if k},
+            },
             *({"table": "alarms", **row} for row in table),
             *({"table": "causes", "warning": name, "runs": count} for name, count in causes.items()),
         ]

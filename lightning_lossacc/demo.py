@@ -16,7 +16,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 _MORE_WORKERS = r"The '\w+_dataloader' does not have many workers"
@@ -269,6 +269,25 @@ class Fraud(Table):
         target = (torch.arange(self.num_rows) % 20 == 0).long()
         features = torch.randn(self.num_rows, self.num_features, generator=generator)
         return features + self.shift * target.unsqueeze(1), target
+
+
+class TrainingRows(Dataset[tuple[Tensor, Tensor]]):
+    """The training rows of a table in its order, labels as they are trained on, for `train_probe` in a configuration.
+
+    Args:
+        table: The data of the configuration once more; the same arguments give the same rows.
+    """
+
+    def __init__(self, table: Table) -> None:
+        table.setup()
+        table.teardown()
+        self._rows = table.train_dataloader().dataset
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._rows[index]
 
 
 def split(target: Tensor, num_train: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,34 +1,82 @@
-"""The README says what the code does: its Python runs, and its tables and tree agree with the package."""
+"""The README says what the code does: its Python runs, and its tables, numbers and tree agree with package and results.
+
+`PYTHONPATH=. python tests/test_readme.py` puts the tables of events and causes, and the numbers of the benchmarks, into
+the README anew.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from lightning_lossacc import callback, quantities
-from lightning_lossacc.diagnosis import confidence, generalisation
-from lightning_lossacc.diagnosis.engine import INFO_CAUSES
-from lightning_lossacc.diagnosis.message import WORDS
+from lightning_lossacc import callback, cli, quantities
+from lightning_lossacc.diagnosis import catalogue
+from lightning_lossacc.remedies import REMEDIES
+from lightning_lossacc.scan import VERDICTS
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+HEADINGS = (
+    "What it finds",
+    "Why it matters",
+    "Evidence it needs",
+    "What to do",
+    "When it is wrong",
+    "Reference",
+)
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import readme_numbers  # noqa: E402  (a script beside the package)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL))
-def test_python_runs(code: str) -> None:
-    exec(compile(code, "README.md", "exec"), {})
+def event_rows() -> list[list[str]]:
+    """Table of events as the catalogue has it."""
+    return [
+        [f"`{event}`" + (" (info)" if event in catalogue.INFO_EVENTS else ""), text]
+        for event, text in catalogue.EVENTS.items()
+    ]
 
 
-def rows(heading: str) -> list[list[str]]:
+def cause_rows() -> list[list[str]]:
+    """Table of causes as the catalogue and the remedies have it: heading, cause, what happens, first remedy."""
+    found = []
+    for heading, rules in catalogue.HEADINGS.items():
+        for rule in rules:
+            cause = rule.__name__.replace("_", "-")
+            remedy = REMEDIES[cause][0].__name__.replace("_", " ")
+            info = " (info)" if cause in catalogue.INFO_CAUSES else ""
+            found.append([heading, f"`{cause}`{info}", catalogue.summary_of(cause), remedy])
+    return found
+
+
+def rows(heading: str, text: str = TEXT) -> list[list[str]]:
     """Cells of the table whose header row starts with `heading`."""
-    table = re.search(rf"^\| {heading} .*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, flags=re.MULTILINE)
+    table = re.search(rf"^\| {heading} .*\n\|[-| ]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
     assert table, heading
     return [[cell.strip() for cell in line.strip("|\n").split(" | ")] for line in table[1].splitlines()]
 
 
+def with_rows(text: str, heading: str, cells: Sequence[Sequence[str]]) -> str:
+    """A text with other rows in the table whose header row starts with `heading`."""
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    pattern = rf"(^\| {heading} .*\n\|[-| ]+\n)(?:\|.*\n)*"
+    return re.sub(pattern, lambda found: found[1] + lines, text, count=1, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL))
+def test_python_runs(code: str) -> None:
+    """Every Python example runs as it stands."""
+    exec(compile(code, "README.md", "exec"), {})
+
+
 def test_quantities_agree() -> None:
+    """The table of quantities is that of `KEYS`, row by row; the logged ones are bold."""
     wanted = [
         [f"**`{key}`**" if key in quantities.CORE else f"`{key}`", item.range, item.better, item.meaning]
         for key, item in quantities.KEYS.items()
@@ -36,37 +84,81 @@ def test_quantities_agree() -> None:
     assert rows("key") == [[cell.replace("|", "\\|") for cell in row] for row in wanted]
 
 
-def test_events_and_causes_agree() -> None:
-    assert [row[0].strip("`") for row in rows("event")] == list(WORDS)
-    rules = {
-        name.replace("_", "-")
-        for module in (confidence, generalisation)
-        for name, function in vars(module).items()
-        if getattr(function, "__module__", None) == module.__name__
-        and not name.startswith("_")
-        and "What it finds:" in (function.__doc__ or "")
-    }
-    assert {row[0] for row in rows("cause")} == rules | {"unknown"}
-    assert set(INFO_CAUSES) <= rules
+def test_events_agree() -> None:
+    """The table of events is that of the catalogue, row by row."""
+    assert rows("event") == event_rows()
+
+
+def test_causes_agree() -> None:
+    """The table of causes is that of catalogue and remedies, row by row, and each cause is documented like a rule."""
+    assert rows("heading") == cause_rows()
+    assert {row[1].split("`")[1] for row in rows("heading")} == set(catalogue.RULES)
+    for cause, rule in catalogue.RULES.items():
+        documented = re.findall(r"^([A-Z][\w ]+):", inspect.getdoc(rule) or "", flags=re.MULTILINE)
+        assert tuple(documented) == HEADINGS, cause
+        assert catalogue.summary_of(cause) in catalogue.explain(cause)
+
+
+def test_numbers_are_those_of_the_results() -> None:
+    """What stands between the markers is what the script makes of the committed results."""
+    assert readme_numbers.inserted(TEXT, readme_numbers.markdown()) == TEXT, "run python tests/test_readme.py"
+
+
+def test_markers_are_needed() -> None:
+    """Numbers are put between the markers alone, and never into a text without them."""
+    begin, end = readme_numbers.BEGIN, readme_numbers.END
+    assert readme_numbers.inserted(f"a{begin}old{end}z", "new") == f"a{begin}\n\nnew\n\n{end}z"
+    for text in ("", begin, f"{end}{begin}", f"{begin}{end}{begin}"):
+        with pytest.raises(ValueError, match="hold"):
+            readme_numbers.inserted(text, "new")
+
+
+def test_commands_are_real() -> None:
+    """Commands and options of `lossacc` that the README shows exist, and the verdicts are those of the scan."""
+    parser = cli._parser()
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    shown = re.findall(r"^\$? ?lossacc (\w+)", TEXT, flags=re.MULTILINE) + re.findall(r"`lossacc (\w+)", TEXT)
+    assert {"scan", "analyze", "explain", "fit", "demo"} <= set(shown) <= set(commands)
+    known = set(commands["scan"]._option_string_actions)
+    section = re.search(r"^## On logs that exist\n(.*?)^## ", TEXT, flags=re.MULTILINE | re.DOTALL)[1]
+    assert set(re.findall(r"`(--[\w-]+)", section)) <= known
+    assert all(f"`{verdict}`" in section for verdict in VERDICTS)
 
 
 def test_every_config_is_listed() -> None:
+    """The table of experiments names every configuration."""
     assert {row[0].strip("`") for row in rows("config")} == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 
 def test_tree_names_every_file() -> None:
+    """The tree names every file of the package."""
     tree = re.search(r"```text\nlightning_lossacc/\n(.*?)```", TEXT, flags=re.DOTALL)[1]
-    named = set(re.findall(r"^ +([\w/]+\.py)", tree, flags=re.MULTILINE))
+    named = re.findall(r"^ +([\w/]+\.py)", tree, flags=re.MULTILINE)
     package = ROOT / "lightning_lossacc"
-    assert named == {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert len(named) == len(set(named))
+    assert set(named) == {str(path.relative_to(package)) for path in package.rglob("*.py")}
 
 
 def test_pictures_exist_and_arguments_are_real() -> None:
+    """Pictures are there, and so are the arguments of the monitor that are named."""
     for path in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (ROOT / path).is_file(), path
-    for argument in re.findall(r"LossAccuracyMonitor\((\w+)=", TEXT):
-        assert argument in callback.LossAccuracyMonitor.__init__.__annotations__
+    arguments = re.findall(r"LossAccuracyMonitor\((\w+)=", TEXT) + re.findall(r"`(train_probe|watch)=", TEXT)
+    assert {"train_probe", "watch"} <= set(arguments)
+    assert set(arguments) <= set(callback.LossAccuracyMonitor.__init__.__annotations__)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
+    """No placeholder is left."""
     assert not [word for word in ("{{", "TODO", "PLACE") if word in TEXT]
+
+
+def write() -> None:
+    """Tables and numbers into the README."""
+    text = with_rows(TEXT, "event", event_rows())
+    text = with_rows(text, "heading", cause_rows())
+    README.write_text(readme_numbers.inserted(text, readme_numbers.markdown()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -34,8 +34,8 @@ class Source(ABC):
         self.noise = noise
         self.setup(torch.Generator().manual_seed(7919 * seed + 13))
 
-    def setup(self, generator: Generator) -> None:
-        """Draws the task."""
+    def setup(self, generator: Generator) -> None:  # noqa: B027 - a task may be fixed
+        """Draws the task, where there is something to draw."""
 
     @abstractmethod
     def inputs(self, target: Tensor, generator: Generator, pool: Pool) -> Tensor:

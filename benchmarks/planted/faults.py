@@ -17,22 +17,69 @@ from planted.plan import Plan
 Part = str
 PROGRAMS: dict[Part, dict[str, Plan]] = {
     "dev": {
-        "vectors-mlp": Plan("vectors-mlp", "healthy", 0, data.Vectors, networks.mlp, learning_rate=2e-3, rows=768, epochs=16),
+        "vectors-mlp": Plan(
+            "vectors-mlp", "healthy", 0, data.Vectors, networks.mlp, learning_rate=2e-3, rows=768, epochs=16
+        ),
         "digits-conv": Plan(
-            "digits-conv", "healthy", 0, data.Digits, networks.convolution, Shape(width=32), learning_rate=2e-3, rows=768, epochs=16
+            "digits-conv",
+            "healthy",
+            0,
+            data.Digits,
+            networks.convolution,
+            Shape(width=32),
+            learning_rate=2e-3,
+            rows=768,
+            epochs=16,
         ),
     },
     "report": {
         "images-conv": Plan(
-            "images-conv", "healthy", 0, data.Images, networks.convolution, Shape(width=32), 1.4, learning_rate=2e-3, rows=768, epochs=16
+            "images-conv",
+            "healthy",
+            0,
+            data.Images,
+            networks.convolution,
+            Shape(width=32),
+            1.4,
+            learning_rate=2e-3,
+            rows=768,
+            epochs=16,
         ),
         "sequences-gru": Plan(
-            "sequences-gru", "healthy", 0, data.Sequences, networks.Recurrent, Shape(width=48), learning_rate=6e-3, rows=768, epochs=16
+            "sequences-gru",
+            "healthy",
+            0,
+            data.Sequences,
+            networks.Recurrent,
+            Shape(width=48),
+            learning_rate=6e-3,
+            rows=768,
+            epochs=16,
         ),
         "tokens-transformer": Plan(
-            "tokens-transformer", "healthy", 0, data.Tokens, networks.Transformer, Shape(width=32), 1.3, learning_rate=2e-3, rows=768, epochs=16
+            "tokens-transformer",
+            "healthy",
+            0,
+            data.Tokens,
+            networks.Transformer,
+            Shape(width=32),
+            1.3,
+            learning_rate=2e-3,
+            rows=768,
+            epochs=16,
         ),
-        "cells-mlp": Plan("cells-mlp", "healthy", 0, data.Cells, networks.mlp, Shape(depth=3, width=48), 0.7, learning_rate=2e-3, rows=768, epochs=16),
+        "cells-mlp": Plan(
+            "cells-mlp",
+            "healthy",
+            0,
+            data.Cells,
+            networks.mlp,
+            Shape(depth=3, width=48),
+            0.7,
+            learning_rate=2e-3,
+            rows=768,
+            epochs=16,
+        ),
     },
 }
 # Seeds of one part never meet those of the other.
@@ -72,13 +119,21 @@ def overfitting(plan: Plan) -> Plan:
     """A wide network and few noisy rows; smoothing keeps the logits small, so that what grows was learnt wrongly."""
     shape = _shape(plan, width=2 * plan.shape.width)
     return replace(
-        plan, rows=500, epochs=24, noise=1.4 * plan.noise, smoothing=0.2, learning_rate=2.5 * plan.learning_rate, shape=shape
+        plan,
+        rows=500,
+        epochs=24,
+        noise=1.4 * plan.noise,
+        smoothing=0.2,
+        learning_rate=2.5 * plan.learning_rate,
+        shape=shape,
     )
 
 
 def label_noise(plan: Plan) -> Plan:
     """Three of ten training labels are another class, and there is time to learn them."""
-    return replace(plan, label_noise=0.3, epochs=30, rows=512, learning_rate=2 * plan.learning_rate, shape=_shape(plan, width=64))
+    return replace(
+        plan, label_noise=0.3, epochs=30, rows=512, learning_rate=2 * plan.learning_rate, shape=_shape(plan, width=64)
+    )
 
 
 def hard_tail(plan: Plan) -> Plan:
@@ -114,7 +169,13 @@ def majority_collapse(plan: Plan) -> Plan:
 def class_imbalance(plan: Plan) -> Plan:
     """One class in most rows; the others are found now and then."""
     rare = prior(_classes(plan), 0.85)
-    return replace(plan, train_prior=rare, val_prior=rare, noise=(1.0 if plan.network is networks.convolution else 1.5) * plan.noise, rows=1000)
+    return replace(
+        plan,
+        train_prior=rare,
+        val_prior=rare,
+        noise=(1.0 if plan.network is networks.convolution else 1.5) * plan.noise,
+        rows=1000,
+    )
 
 
 def class_trade_off(plan: Plan) -> Plan:

@@ -1,4 +1,4 @@
-"""Trainings without a fault: data, network, optimiser and schedule drawn at random, and the truth that they were healthy."""
+"""Trainings without a fault: data, network, optimiser and schedule drawn at random, and whether they were healthy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from planted import data, networks
 from planted.networks import Shape
 from planted.plan import Plan
 from planted.symptoms import Run, floor, rise
-from torch import nn
 
 # Source, network and noise; no pair is in both parts.
 TASKS: dict[str, tuple[tuple[type[data.Source], Callable[..., nn.Module], float], ...]] = {
@@ -22,11 +23,15 @@ TASKS: dict[str, tuple[tuple[type[data.Source], Callable[..., nn.Module], float]
     ),
     "report": (
         (data.Images, networks.convolution, 1.4),
-        (data.Sequences, networks.Recurrent, 0.6),
         (data.Sequences, networks.Transformer, 0.7),
+        (data.Wine, networks.mlp, 1.1),
+        (data.Cells, networks.mlp, 0.9),
+        (data.Sequences, networks.Recurrent, 0.6),
+        (data.Images, networks.convolution, 1.2),
+        (data.Sequences, networks.Transformer, 0.6),
+        (data.Wine, networks.mlp, 0.8),
+        (data.Cells, networks.mlp, 1.2),
         (data.Tokens, networks.Transformer, 1.0),
-        (data.Cells, networks.mlp, 0.8),
-        (data.Wine, networks.mlp, 0.9),
     ),
 }
 FIRST_SEED = {"dev": 0, "report": 5000}
@@ -55,10 +60,10 @@ def plan(part: str, number: int) -> Plan:
         network,
         shape,
         noise * draw.uniform(0.7, 1.2),
-        rows=draw.choice((1200, 1600, 2000)),
+        rows=draw.choice((1500, 2000)),
         val_rows=draw.choice((200, 400, 800)),
         epochs=draw.choice((6, 8, 10, 14)),
-        batch=draw.choice((64, 96)),
+        batch=draw.choice((96, 128)),
         optimizer="sgd" if optimizer == "momentum" else optimizer,
         learning_rate=low * (high / low) ** draw.random(),
         momentum=0.9 if optimizer == "momentum" else 0.0,
@@ -76,10 +81,10 @@ def plans(part: str, count: int) -> list[Plan]:
 def fault(run: Run) -> str:
     """What makes a run unhealthy on fresh rows, "" for a healthy one.
 
-    Healthy: from the evaluation with the lowest validation loss to the end, the loss on fresh rows rose by less than the
-    practical floor (5 %, 0.01 nats), the loss after one temperature likewise, and the accuracy fell by less than a point;
-    one temperature would save less than two floors; something was learnt (a quarter of the distance from the entropy of
-    the classes); and no layer is mostly dead.
+    Healthy: from the evaluation with the lowest validation loss to the end, the loss on fresh rows rose by less than
+    the practical floor (5 %, 0.01 nats), the loss after one temperature likewise, and the accuracy fell by less than a
+    point; one temperature would save less than two floors; something was learnt (a quarter of the entropy of the
+    classes); and no layer is mostly dead.
     """
     truth: dict[str, Any] = run["truth"]
     best, end = truth["best"], truth["end"]

@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planted.symptoms import Run, shown, true_causes
-
 from lightning_lossacc.diagnosis import Event
 from lightning_lossacc.diagnosis.catalogue import INFO_CAUSES
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.scan import replay
+from planted.symptoms import Run, shown, true_causes
 
 Verdict = Literal["right", "half right", "wrong", "abstained"]
 BENIGN = INFO_CAUSES

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from planted.data import Source
 from planted.networks import Shape
-from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ class Plan:
         constant_inputs, shuffled: inputs that say nothing: all alike, or of other rows.
         shifted: whether validation numbers its classes differently.
         logged_loss: "nll", "smoothed", "weighted" or "penalised": the validation loss that the user logs.
-        logged_accuracy: "right", "order" (predictions against the labels of other rows), "width" (index of the batch) or
-            "denominator" (divided by the size of a full batch).
+        logged_accuracy: "right", "order" (predictions against the labels of other rows), "width" (index of the batch)
+            or "denominator" (divided by the size of a full batch).
         later: epoch and changes of the training loss and optimiser from then on.
         train_temperature: what the logits are divided by in the training loss alone.
-        before: epochs of earlier training at `before_rate`, unseen by the monitor, without smoothing, dropout, decay and
-            class weights, and with logits divided by `before_temperature`.
+        before: epochs of earlier training at `before_rate`, unseen by the monitor, without smoothing, dropout, decay
+            and class weights, and with logits divided by `before_temperature`.
     """
 
     program: str

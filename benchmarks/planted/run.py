@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from planted.module import Classifier, loaders
-from planted.plan import Plan
-from planted.truth import Snapshots, find, train_before
 
 from lightning_lossacc import LossAccuracyMonitor
 from lightning_lossacc.history import to_json
+from planted.module import Classifier, loaders
+from planted.plan import Plan
+from planted.truth import Snapshots, find, train_before
 
 CACHE = Path(__file__).resolve().parent.parent / "cache"
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
 from planted.data import Source
 from planted.module import rows_of
 from planted.plan import Plan
-from torch import Tensor, nn
 
 FRESH_ROWS = 20_000
 PATH_ROWS = 1_500
@@ -168,8 +169,8 @@ def find(
         temperatures: best temperature on the validation rows of each evaluation; NaN where there is none.
 
     Returns:
-        `path` (measures on `PATH_ROWS` fresh rows after every evaluation), `best`, `end` (on `FRESH_ROWS`), and what the
-        planted cause needs.
+        `path` (measures on `PATH_ROWS` fresh rows after every evaluation), `best`, `end` (on `FRESH_ROWS`), and what
+        the planted cause needs.
     """
     fresh, target, clean = rows_of(plan, source, "fresh", FRESH_ROWS)
     few, few_target = fresh[:PATH_ROWS], target[:PATH_ROWS]

@@ -17,6 +17,8 @@ RELATIVE_FLOOR = 0.05  # of the reference NLL
 ABSOLUTE_FLOOR = 0.01  # nats
 ACCURACY_MARGIN = 0.01  # at most this, and at most 10 % of the reference error
 ALPHA = 0.01
+# Evaluations in a row, and standard errors of each paired rise, that stand in for a trend.
+PAIRED_EVALUATIONS, PAIRED_SCORE = 5, 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def loss_up(stream: Stream, is_open: bool) -> Opening | None:
         shift = loss_rise(losses, rates)
         if shift is not None and change >= floor and not _may_be_a_start(stream, reference):
             onset = shift.onset
-        elif not _shown_early(series, reference, change, floor):
+        elif not (_shown_early(series, reference, change, floor) or _shown_lasting(series, reference, floor)):
             return None
     evidence = stream.evidence(reference, paired)
     kind = evidence.accuracy.kind
@@ -165,6 +167,24 @@ def _shown_early(series: list[Record], reference: Record, change: float, floor: 
     if len(series) >= trends.MIN_EVALUATIONS or len(series) < 3 or paired is None or change < floor:
         return False
     return _has_learned(reference) and shown(paired, len(series))
+
+
+def _shown_lasting(series: list[Record], reference: Record, floor: float) -> bool:
+    """A rise too restless for its trend to be sure: five evaluations in a row, each far above one reference and each
+    shown row by row.
+    """
+    last = series[-PAIRED_EVALUATIONS:]
+    if len(series) < trends.MIN_EVALUATIONS or reference in last or not _has_learned(reference):
+        return False
+    place = (reference.epoch, reference.global_step)
+    for record in last:
+        paired = record.paired.get("nll")
+        if paired is None or (paired["reference_epoch"], paired["reference_step"]) != place:
+            return False
+        certain = paired["nll_change"] > PAIRED_SCORE * paired["nll_change_error"]
+        if not certain or loss_of(record) < loss_of(reference) + 2 * floor:
+            return False
+    return True
 
 
 def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:

@@ -49,7 +49,7 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
     """Frequent classes carry the accuracy; rare ones are mostly missed.
 
     What it finds: the most frequent class is at least 5 times as frequent as the rarest, fewer than half of the rows of
-        the rarest classes are found, and balanced accuracy is at least 15 pp below accuracy.
+        such rare classes are found, and balanced accuracy is at least 15 pp below accuracy.
     Why it matters: accuracy hides what happens to the rare classes, which are often the ones that matter.
     Evidence it needs: the class table.
     What to do: class weights, resampling, logit adjustment; watch balanced accuracy.
@@ -63,7 +63,8 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
     rows = [table["rows"][place] for place in occurring]
     ratio = max(rows) / min(rows)
     rarest = min(occurring, key=table["rows"].__getitem__)
-    recall = table["correct"][rarest] / table["rows"][rarest]
+    rare = [place for place in occurring if 5 * table["rows"][place] <= max(rows)] or [rarest]
+    recall = sum(table["correct"][place] for place in rare) / sum(table["rows"][place] for place in rare)
     gap = evidence.value("accuracy") - evidence.value("balanced_accuracy")
     if not (ratio >= 5 and recall < 0.5 and gap >= 0.15):
         return None
@@ -74,7 +75,7 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
             f"balanced accuracy {100 * evidence.value('balanced_accuracy'):.1f} % under accuracy "
             f"{100 * evidence.value('accuracy'):.1f} %",
             f"class {table['class'][rarest]} has {int(table['rows'][rarest])} rows, 1 to {ratio:.0f} of the most "
-            f"frequent, of which {100 * recall:.0f} % are found",
+            f"frequent; of all rare classes {100 * recall:.0f} % are found",
         ),
     )
 
@@ -117,8 +118,8 @@ def class_trade_off(evidence: Evidence) -> Cause | None:
 def nothing_learned(evidence: Evidence) -> Cause | None:
     """Inputs say nothing about the labels, as far as the model has found out.
 
-    What it finds: the loss after one temperature is not below the entropy of the class shares, so that not more than
-        the shares was learnt, and accuracy is at most the share of the most frequent class.
+    What it finds: the loss after one temperature is not below the entropy of the class shares, nor was it at the
+        reference, so that no more than the shares was learnt, and accuracy is at most that of the most frequent class.
     Why it matters: accuracy at chance has reasons outside of the network: shuffled labels, broken or constant inputs.
     Evidence it needs: the class table and the temperature grid.
     What to do: overfit a single batch; look at a batch as the network gets it (order of labels, normalisation).
@@ -132,7 +133,8 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
     if collapsed and highest > 1.5 / max(occurring, 1):
         # To give every row to a class that is the most frequent by far has a name of its own.
         return None
-    if not refined >= prior - unlearned_spread(evidence.current, prior):
+    best = min(refined, evidence.reference.values.get("refinement_nll", math.inf))
+    if not best >= prior - unlearned_spread(evidence.current, prior):
         return None
     if not evidence.value("accuracy") <= highest + 2.58 * evidence.value("accuracy_standard_error"):
         return None

@@ -14,7 +14,15 @@ from typing import Any
 
 from lightning_lossacc.attribution import attribution
 from lightning_lossacc.diagnosis import changes, movement, states
-from lightning_lossacc.diagnosis.catalogue import INFO_CAUSES, INFO_EVENTS, NEEDS_CAUSE, find_causes, supersedes
+from lightning_lossacc.diagnosis.catalogue import (
+    INFO_CAUSES,
+    INFO_EVENTS,
+    NEEDS_CAUSE,
+    RULES,
+    find_causes,
+    heading_of,
+    supersedes,
+)
 from lightning_lossacc.diagnosis.changes import ACCURACY_MARGIN, Opening, Stream, required_z, shown
 from lightning_lossacc.diagnosis.event import Cause, Event, Level, Status
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
@@ -28,6 +36,8 @@ from lightning_lossacc.remedies import remedies
 PATIENCE = 5
 # Another first cause must hold for so many evaluations to be reported.
 REVISION = 3
+# The shares of confidence and generalisation shift slowly from one name to another.
+SLOW_REVISION = 5
 # Of fewer items a single one decides every number.
 MIN_ITEMS = 10
 
@@ -170,7 +180,8 @@ class Diagnosis:
         last, count = self.revised.get(key, ("", 0))
         count = count + 1 if last == cause else 1
         self.revised[key] = (cause, count)
-        return count >= REVISION
+        slow = cause in RULES and heading_of(cause) in ("confidence", "generalisation")
+        return count >= (SLOW_REVISION if slow else REVISION)
 
     def _is_said(self, place: str, name: str, cause: str) -> bool:
         """Whether an open warning of the same stream names this cause first, or a rise its temperature."""

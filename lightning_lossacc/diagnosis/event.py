@@ -38,7 +38,7 @@ class Event:
         event: name from the table of events, such as `"loss-up-accuracy-flat"`.
         level: `"warning"` is shown in the terminal, `"info"` only in files and loggers.
         status: `"open"` once, `"doubled"` each time the change has doubled, `"revised"` when another first cause has
-            held for three evaluations or information has become a warning, `"closed"` when it has gone.
+            held for five evaluations or information has become a warning, `"closed"` when it has gone.
         stage, loader: where it was seen.
         epoch, global_step: the evaluation that this report is about.
         reference_epoch, reference_step: the evaluation that it is compared with; the one that the probe holds.

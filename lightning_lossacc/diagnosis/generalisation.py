@@ -9,12 +9,13 @@ from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
-MEMORISED_SHARE = 0.03
+MEMORISED_SHARE = 0.02
+BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 # Of the items, how many may be a tail, and of the rise, how much they must carry.
 TAIL_SHARE, TAIL_CARRIES = 0.10, 0.75
 # Standard deviations by which targets are less likely than the probabilities allow for. Ordinary over-confidence has
 # fewer of them than allowed (0 … 1 for 3), tails 1.5 … 2 more (12 for 7), in trainings with either planted.
-TAIL_SCORE = 1.4
+TAIL_SCORE = 2.0
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -76,33 +77,65 @@ def _scalar_overfitting(evidence: Evidence) -> Cause | None:
 def label_noise(evidence: Evidence) -> Cause | None:
     """Training rows with wrong labels are learnt by heart, and the loss on new rows pays for it.
 
-    What it finds: the loss after one temperature rose since the reference, and many training rows became right in that
-        time to which the model had, at the reference, given another class with confidence (NLL above ln C + 1).
+    What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
+        now, and at the reference they were less accurate: by 5 pp in the same mode, or by 8 pp in the steps of the
+        epoch after it where no layer drops out. Or many training rows became right since, to which the model had given
+        another class with confidence (NLL above ln C + 1).
     Why it matters: regularisation treats the symptom; the labels can be corrected.
-    Evidence it needs: `train_probe=`, whose rows are followed one by one.
+    Evidence it needs: accuracy on training rows; with `train_probe=` they are followed one by one and listed.
     What to do: look at the listed rows; relabel or drop them; a robust loss; keep the checkpoint of the refinement
         minimum, which comes before the wrong labels are learnt.
-    When it is wrong: hard rows that are labelled right look the same; the list decides.
+    When it is wrong: hard rows that are labelled right look the same, the list decides; without `train_probe=` strong
+        augmentation keeps training accuracy low as well. Validation labels that are as wrong hide it.
     Reference: Pleiss et al. 2020 (AUM); Toneva et al. 2019 (forgetting); Arpit et al. 2017.
     """
-    memory = evidence.train_probe[-1].arrays.get("memory") if evidence.train_probe else None
+    memory = evidence.train_probe[-1].arrays.get("memory", {}) if evidence.train_probe else {}
     _, low, _ = evidence.refinement_change
-    if not memory or evidence.is_static or not low > 0:
-        return None
-    share, items = memory["memorised_share"], memory["items"]
     learned = evidence.train_accuracy > accuracy_of(evidence.current) + 0.05
-    if not (share >= MEMORISED_SHARE and share * items >= 5 and learned):
+    if evidence.is_static or not (low > 0 and learned):
         return None
-    lines = [
-        f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch "
-        f"{evidence.reference.epoch} against the model's own confident answer",
-        f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %",
-    ]
+    share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
+    memorised = share >= MEMORISED_SHARE and share * items >= 5
+    behind, is_behind = _training_behind(evidence)
+    if not (memorised or is_behind):
+        return None
+    lines = [f"accuracy on training rows {100 * evidence.train_accuracy:.1f} % now"]
+    if is_behind:
+        lines.insert(0, f"training rows were {100 * behind:.1f} pp less accurate than these at the reference")
+    if memorised:
+        text = f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch"
+        lines.insert(0, f"{text} {evidence.reference.epoch} against the model's own confident answer")
     suspects = memory.get("suspects") or []
     if suspects:
         shown = ", ".join(f"#{suspect['index']} {suspect['target']}→{suspect['predicted']}" for suspect in suspects[:5])
         lines.append(f"first suspects {shown}")
-    return Cause("label-noise", share=math.nan, evidence=tuple(lines))
+    return Cause("label-noise", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
+
+
+def _training_behind(evidence: Evidence) -> tuple[float, bool]:
+    """By how much training rows were less accurate than validation rows at the reference, and whether that is far.
+
+    Without a train probe the steps of the next epoch stand in, which come after the weights of the reference; with
+    dropout they say nothing.
+    """
+    reference = evidence.reference
+    before = accuracy_of(reference)
+    if evidence.train_probe:
+        then = next((record for record in evidence.train_probe if record.epoch == reference.epoch), None)
+        if then is None:
+            return math.nan, False
+        errors = (record.values.get("accuracy_standard_error", math.nan) for record in (reference, then))
+        behind = before - accuracy_of(then)
+        return behind, behind >= 0.05 and behind > BEHIND_SCORE * math.hypot(*errors)
+    after = next((record for record in evidence.series if record.epoch > reference.epoch), None)
+    if after is None or evidence.context("dropout") > 0:
+        return math.nan, False
+    share, rows = (after.context.get(key, math.nan) for key in ("train_accuracy", "train_rows"))
+    error = math.hypot(
+        math.sqrt(share * (1 - share) / rows) if rows > 0 else math.nan,
+        reference.values.get("accuracy_standard_error", math.nan),
+    )
+    return before - share, before - share >= 0.08 and before - share > 3 * error
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:
@@ -110,7 +143,7 @@ def hard_tail(evidence: Evidence) -> Cause | None:
 
     What it finds: items that at the reference already had an NLL above ln C + 1, at most a tenth of all, carry at least
         75 % of the rise; and after the best temperature at least five targets have a probability under 2 %, more than
-        the model's own probabilities allow for (by 1.4 standard deviations).
+        the model's own probabilities allow for (by 2 standard deviations).
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was.
     Evidence it needs: paired rows and at most 64 classes.
@@ -168,7 +201,8 @@ def leakage(evidence: Evidence) -> Cause | None:
 def prior_shift(evidence: Evidence) -> Cause | None:
     """Classes occur in other shares than in training; a bias a class repairs it, a temperature does not.
 
-    What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and a bias
+    What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and by 2.5
+        times what chance brings, and a bias
         for each class (cross-fitted) lowers the loss certainly, beyond one temperature; or they differ by 25 pp or more
         and the loss is more than 1.5 times that of training rows.
     Why it matters: the model is fine for the shares that it was trained on.
@@ -186,7 +220,8 @@ def prior_shift(evidence: Evidence) -> Cause | None:
     shares = [(before[index] / sum(before), rows / sum(after)) for index, rows in zip(order, after, strict=True)]
     distance = sum(abs(first - second) for first, second in shares) / 2
     is_worse = distance >= CERTAIN_DISTANCE and evidence.value("nll") > 1.5 * evidence.train_nll
-    if not distance >= SHIFT_DISTANCE or not (gain > 3 * error or is_worse):
+    by_chance = _distance_by_chance(shares, sum(before), sum(after))
+    if not distance >= max(SHIFT_DISTANCE, 2.5 * by_chance) or not (gain > 3 * error or is_worse):
         return None
     saved = f"one bias a class saves {gain:.4f} ± {2.58 * error:.4f} nats beyond one temperature"
     if not gain > 3 * error:
@@ -201,6 +236,13 @@ def prior_shift(evidence: Evidence) -> Cause | None:
             saved,
         ),
     )
+
+
+def _distance_by_chance(shares: list[tuple[float, float]], first_rows: float, second_rows: float) -> float:
+    """Expected total variation distance of two samples of the same class shares: half the sum of E|difference|."""
+    size = 1 / first_rows + 1 / second_rows
+    spreads = (math.sqrt(2 / math.pi * share * (1 - share) * size) for share in (sum(pair) / 2 for pair in shares))
+    return sum(spreads) / 2
 
 
 def capacity_limit(evidence: Evidence) -> Cause | None:

@@ -13,6 +13,7 @@ from lightning_lossacc.history import Record
 ACCURACY_TOLERANCE = 0.02
 LOSS_TOLERANCE = 0.05  # of the NLL
 LOSS_NATS = 0.02
+DRIFT = 0.5  # of the size of a statistic of batch normalisation
 KNOWN_ACCURACIES = ("accuracy", "balanced_accuracy", "top_k_accuracy")
 
 
@@ -136,30 +137,55 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     """The same training rows score far worse in eval mode than in train mode.
 
     What it finds: the NLL of fixed training rows in eval mode is more than 1.5 times and 0.1 nats above that of the
-        training steps of the same epoch, and their accuracy 5 pp or more below, in each of the last three evaluations,
-        although the weights are later ones.
+        training steps of the same epoch and their accuracy 5 pp or more below, or the NLL more than 2.5 times and 0.2
+        nats above, in each of the last three evaluations, although the weights are later ones. Without `train_probe=`:
+        running statistics that stay half their size away from those of the batches, and validation far behind.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
-    Evidence it needs: `train_probe=`.
+    Evidence it needs: `train_probe=`, or `watch` for batch normalisation.
     What to do: a higher momentum of batch normalisation, larger batches, SyncBatchNorm, or another normalisation.
     When it is wrong: with augmentation that makes training rows easier than the plain ones.
     Reference: Ioffe and Szegedy 2015; Wu and Johnson 2021.
     """
-    steps, rows = evidence.context("train_nll"), evidence.train_nll
+    layers = evidence.context("batch_norm_layers")
+    if not evidence.train_probe:
+        return _drifting(evidence)
     pairs = list(zip(evidence.series[-3:], evidence.train_probe[-3:], strict=False))
     if len(pairs) < 3 or not all(_is_worse(record, probe) for record, probe in pairs):
         return None
+    steps, rows = evidence.context("train_nll"), evidence.train_nll
     lines = [f"training rows: NLL {rows:.4f} in eval mode, {steps:.4f} in the steps of the same epoch"]
-    if evidence.context("batch_norm_layers") > 0:
-        lines.append(f"{evidence.context('batch_norm_layers'):.0f} layers of batch normalisation")
+    if layers > 0:
+        lines.append(f"{layers:.0f} layers of batch normalisation")
     return Cause("train-eval-mismatch", share=math.nan, evidence=tuple(lines))
+
+
+def _drifting(evidence: Evidence) -> Cause | None:
+    """Without a train probe: running statistics far from those of the batches, and validation far behind training."""
+    last = evidence.series[-3:]
+    drifts = [record.context.get("batch_norm_drift", math.nan) for record in last]
+    behind = [record.context.get("train_accuracy", math.nan) - accuracy_of(record) for record in last]
+    worse = [loss_of(record) / record.context.get("train_nll", math.nan) for record in last]
+    if len(last) < 3 or not (min(drifts) >= DRIFT and min(behind) > 0.05 and min(worse) > 1.5):
+        return None
+    return Cause(
+        "train-eval-mismatch",
+        share=math.nan,
+        evidence=(
+            f"running statistics of batch normalisation differ from those of the batches by up to {drifts[-1]:.2g} of "
+            "their size (usual: under 0.1)",
+            f"accuracy {100 * evidence.train_accuracy:.1f} % in training steps, {100 * evidence.value('accuracy'):.1f} % "
+            "here",
+        ),
+        against=("overfitting is not excluded without `train_probe=`",),
+    )
 
 
 def _is_worse(record: Record, probe: Record) -> bool:
     """Whether training rows are worse in eval mode than in the steps of the same epoch, by far."""
     steps, rows = record.context.get("train_nll", math.nan), loss_of(probe)
     lost = record.context.get("train_accuracy", math.nan) - accuracy_of(probe)
-    return rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05
+    return (rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05) or (rows > 2.5 * steps and rows - steps > 0.2)
 
 
 def logged_keys(record: Record, word: str) -> list[str]:

@@ -156,6 +156,8 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     Reference: Krogh and Hertz 1991; Srivastava et al. 2014.
     """
     nll, train = evidence.value("nll"), evidence.train_nll
+    if len(evidence.series) < 3:
+        return None
     penalty, dropout = evidence.context("penalty"), evidence.context("dropout")
     if not (
         math.isfinite(nll) and train > 0.7 * nll and evidence.value("refinement_nll") > 0.1 * evidence.label_entropy
