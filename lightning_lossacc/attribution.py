@@ -317,7 +317,13 @@ def worst_sentence(paired: dict[str, Any], shown: int = 3) -> str:
     if not worst:
         return ""
     names = [
-        f"#{item['index']} {item['target']}→{item['predicted']}" if item["rows"] == 1 else f"#{item['index']}"
+        (
+            f"#{item['index']} {item['target']}→{item['predicted']}"
+            if item["target"] != item["predicted"]
+            else f"#{item['index']} (right)"
+        )
+        if item["rows"] == 1
+        else f"#{item['index']}"
         for item in worst
     ]
     return f"worst rows {', '.join(names)}"

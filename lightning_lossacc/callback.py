@@ -68,7 +68,8 @@ class LossAccuracyMonitor(Callback):
             the Trainer's log directory, False for no files. Numbered (`lossacc-1`) if another run has written there.
         train_probe: training rows without augmentation, a data set or a loader of one. At most `probe_items` of them,
             always the same ones, go through `forward` with each validation, in eval mode: what tells overfitting from
-            dropout, augmentation and leakage. Logged as `lossacc/train_probe/<quantity>`.
+            dropout, augmentation and leakage. Logged as `lossacc/train_probe/<quantity>`. True takes the data set of
+            the Trainer's own training loader, in order, for data sets that do not augment.
         watch: whether activations, gradients and updates are watched; an integer k looks at every k-th step.
         on_event: called with each `Event` on every rank.
         verbose: whether the terminal shows the start, warnings and the summary.
@@ -91,7 +92,7 @@ class LossAccuracyMonitor(Callback):
         probe_items: int = 8192,
         num_classes: int | None = None,
         dirpath: str | Path | bool | None = None,
-        train_probe: DataLoader[Any] | Dataset[Any] | None = None,
+        train_probe: DataLoader[Any] | Dataset[Any] | bool | None = None,
         watch: bool | int = True,
         on_event: Callable[[Event], Any] | None = None,
         verbose: bool = True,
@@ -106,13 +107,14 @@ class LossAccuracyMonitor(Callback):
             )
         if not isinstance(watch, int) or watch < 0:
             raise ValueError(f"Expected `watch` to be True, False or a number of steps, but got {watch!r}.")
-        if train_probe is not None and probe_items == 0:
+        if train_probe not in (None, False) and probe_items == 0:
             raise ValueError("Expected `probe_items` to be larger than 0 with `train_probe`, but got 0.")
         self._capture = Capture(capture, which)
         settings = Settings(probe_items=probe_items, num_classes=num_classes)
         self._key = {"which": which, "probe_items": probe_items}
         self._watcher = None if not watch else Watcher() if watch is True else Watcher(watch)
-        probe = None if train_probe is None else TrainProbe(train_probe, probe_items, capture)
+        probe = None if isinstance(train_probe, bool | None) else TrainProbe(train_probe, probe_items, capture)
+        self._probes_training_rows, self._user = train_probe is True, capture
         self._run = Run(
             self._capture,
             settings,
@@ -276,6 +278,8 @@ class LossAccuracyMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Loggers, the directory and a checkpoint's state are all there only now.
         self._run.prepare(trainer)
+        if self._probes_training_rows:
+            self._run.probe_training_rows(trainer.train_dataloader, self._user)
         self._run.resume_train(trainer)
         self._watch("start", pl_module)
 

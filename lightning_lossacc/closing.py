@@ -82,13 +82,16 @@ def snapshot(record: Record) -> str:
 def _stream(series: Sequence[Record], events: Sequence[Event], margin: float, left_out: int) -> str:
     stage = place(series[0].stage, series[0].loader)
     warnings = {event.id: event for event in events if event.level == "warning"}
+    last = {event.id: event for event in events}
+    lasting = [event for event in last.values() if event.id not in warnings and event.status != "closed"]
     lines = [
         f"lossacc · {stage} · {len(series)} evaluation{'s' if len(series) > 1 else ''} of {series[-1].num_rows} rows · "
-        + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event")
+        + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event to warn of")
     ]
     if left_out:
         lines[0] += f" · {left_out} more evaluations were interrupted, or had no row that could be counted"
     lines += [f"  {headline(event)}" for event in warnings.values()]
+    lines += [f"  for information: {headline(event)}" for event in lasting]
     if not warnings:
         lines.append(f"  {_resolvable(series, margin)}")
     lines.append(
@@ -119,7 +122,10 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
             f"fewer than {trends.MIN_EVALUATIONS} evaluations: only changes beyond paired sampling error could be seen"
         )
     accuracy = trends.compare(accuracies, lowest, margin).resolvable
-    text = f"a rise of the NLL by {_seen_rise(losses, floor):.3f} nats for {LASTING} evaluations would have been seen"
+    rise = _seen_rise(losses, floor)
+    text = f"a rise of the NLL by {rise:.3f} nats for {LASTING} evaluations would have been seen"
+    if not math.isfinite(rise):
+        text = "the NLL moves too much between evaluations for a rise to be sure"
     if accuracy == 0:
         return f"accuracy never moved; {text}"
     return f"{text}; accuracy is called flat or not beyond ±{100 * accuracy:.1f} pp of jitter"

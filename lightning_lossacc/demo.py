@@ -272,10 +272,10 @@ class Fraud(Table):
 
 
 class TrainingRows(Dataset[tuple[Tensor, Tensor]]):
-    """The training rows of a table in its order, labels as they are trained on, for `train_probe` in a configuration.
+    """The training rows of a table in its order, labels as they are trained on: `train_probe` of a configuration.
 
     Args:
-        table: The data of the configuration once more; the same arguments give the same rows.
+        table: The data that are trained on; the same arguments give the same rows.
     """
 
     def __init__(self, table: Table) -> None:

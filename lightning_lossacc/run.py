@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from lightning_lossacc import closing, quantities, records, training
-from lightning_lossacc.capture import IGNORE_INDEX, Capture
+from lightning_lossacc.capture import IGNORE_INDEX, Capture, User
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.ranks import fold
@@ -36,8 +37,8 @@ from lightning_lossacc.resume import (
 )
 from lightning_lossacc.sampling import Sampling, expected_batches, samplings, train_sampling
 from lightning_lossacc.stages import Settings, StageState
+from lightning_lossacc.train_probe import BATCH_SIZE, TrainProbe
 from lightning_lossacc.train_probe import STAGE as TRAIN_PROBE
-from lightning_lossacc.train_probe import TrainProbe
 from lightning_lossacc.train_rows import TrainRows
 from lightning_lossacc.voice import Voice
 from lightning_lossacc.watchers import Watcher
@@ -83,10 +84,27 @@ class Run:
         self._voice = Voice(dirpath, verbose)
         self.watcher = watcher
         self._train_probe = train_probe
+        self._probed: Any = None  # data set of the training loader whose rows are probed
         self._first_step = 0  # optimizer steps that other runs had made before this fit
         self._trainer: weakref.ref[Trainer] | None = None  # whose loggers and directory are in use
         self._fit: weakref.ref[Trainer] | None = None  # whose training the history is about
         self._start_anew()
+
+    def probe_training_rows(self, loader: Any, user: User | None) -> None:
+        """Evaluates the rows of a training loader with each validation; one sentence if it is no single loader."""
+        if self.train_rows is not None and getattr(loader, "dataset", None) is self._probed:
+            return
+        if not isinstance(loader, DataLoader):
+            self.warn_once(
+                "lossacc: Expected one DataLoader of training rows with `train_probe=True`, but got "
+                f"{type(loader).__name__}; give a data set."
+            )
+            return
+        in_order = DataLoader(loader.dataset, loader.batch_size or BATCH_SIZE, collate_fn=loader.collate_fn)
+        self._probed, self._train_probe = loader.dataset, TrainProbe(in_order, self._settings.probe_items, user)
+        self.train_rows = TrainRows(self._train_probe, self._settings)
+        if self._saved_rows is not None:
+            self.train_rows.load(self._saved_rows)
 
     def _start_anew(self) -> None:
         self.history = History()
@@ -95,6 +113,7 @@ class Run:
         self._states: dict[tuple[str, int], StageState] = {}
         self._references: dict[str, dict[str, Any]] = {}
         self._train_state: dict[str, Any] | None = None
+        self._saved_rows: Any = None  # of a checkpoint, until the training loader is there
         self.train_rows = None if self._train_probe is None else TrainRows(self._train_probe, self._settings)
         self._loaded = self._resumed = False
         self._voice.forget()
@@ -357,8 +376,9 @@ class Run:
         self.history, self.events = history, events
         self._diagnosis.load_state("".join(unpack(saved["open"])))
         self._references, self._train_state = saved["references"], saved["train"]
-        if self.train_rows is not None and saved["train_rows"] is not None:
-            self.train_rows.load(saved["train_rows"])
+        self._saved_rows = saved["train_rows"]
+        if self.train_rows is not None and self._saved_rows is not None:
+            self.train_rows.load(self._saved_rows)
         self._voice.directories = set(saved["directories"])
         self._loaded = self._resumed = True
 

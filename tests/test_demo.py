@@ -30,6 +30,7 @@ from lightning_lossacc import demo
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 # What each header must name: the event or cause that the run was tuned to show.
 SHOWN = {
+    "article": "class-trade-off",
     "breast_cancer": "over-confidence",
     "dead_relu": "dead",
     "digits": "over-confidence",
@@ -201,6 +202,36 @@ def test_weights_and_smoothing_reach_the_loss() -> None:
     assert model.training_step((features, target), 0).equal(expected)
     with pytest.raises(ValueError, match="`class_weights`"):
         demo.Classifier(4, 3, class_weights=(1.0, 2.0))
+
+
+def test_momentum_reaches_plain_gradient_descent_alone() -> None:
+    assert demo.Classifier(4, 3, optimizer="sgd", momentum=0.9).configure_optimizers().defaults["momentum"] == 0.9
+    assert demo.Classifier(4, 3, optimizer="sgd").configure_optimizers().defaults["momentum"] == 0
+    with pytest.raises(ValueError, match="`momentum` to be a share"):
+        demo.Classifier(4, 3, optimizer="sgd", momentum=1.0)
+    with pytest.raises(ValueError, match="optimizer 'sgd', but got 'adam'"):
+        demo.Classifier(4, 3, momentum=0.9)
+
+
+def test_training_rows_are_those_that_are_trained_on() -> None:
+    """Same rows, same wrong labels, in the order of the table, and no filter of warnings is left behind."""
+    arguments = {"num_train": 100, "label_noise": 0.2, "seed": 3}
+    filters = list(warnings.filters)
+    rows = demo.TrainingRows(demo.Digits(**arguments))
+    assert warnings.filters == filters
+    data = demo.Digits(**arguments)
+    data.setup()
+    features, target = data.train_dataloader().dataset.tensors
+    data.teardown()
+    assert len(rows) == 100
+    assert torch.stack([rows[place][0] for place in range(100)]).equal(features)
+    assert torch.stack([rows[place][1] for place in range(100)]).equal(target)
+
+
+def test_rows_to_follow_are_the_rows_of_the_same_config() -> None:
+    settings = read(next(path for path in CONFIGS if path.stem == "digits_label_noise"))
+    (monitor,) = settings["trainer"]["callbacks"]
+    assert monitor["init_args"]["train_probe"]["init_args"]["table"] == settings["data"]
 
 
 def read(config: Path) -> dict[str, Any]:

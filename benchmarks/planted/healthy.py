@@ -45,6 +45,8 @@ def plan(part: str, number: int) -> Plan:
     optimizer = draw.choice(("sgd", "momentum", "adam", "adamw"))
     rates = {"sgd": (0.1, 0.3), "momentum": (0.03, 0.08), "adam": (2e-3, 5e-3), "adamw": (2e-3, 5e-3)}
     low, high = rates[optimizer]
+    if network is networks.mlp:
+        low, high = low / 2, high / 2
     shape = Shape(
         width=draw.choice((32, 48, 64)),
         depth=draw.choice((1, 2, 3)),
@@ -62,12 +64,12 @@ def plan(part: str, number: int) -> Plan:
         noise * draw.uniform(0.7, 1.2),
         rows=draw.choice((1500, 2000)),
         val_rows=draw.choice((200, 400, 800)),
-        epochs=draw.choice((6, 8, 10, 14)),
+        epochs=draw.choice((6, 8, 10) if network is networks.mlp else (12, 16)),
         batch=draw.choice((96, 128)),
         optimizer="sgd" if optimizer == "momentum" else optimizer,
         learning_rate=low * (high / low) ** draw.random(),
         momentum=0.9 if optimizer == "momentum" else 0.0,
-        weight_decay=draw.choice((0.0, 1e-4, 1e-3)) * (10 if optimizer == "adamw" else 1),
+        weight_decay=draw.choice((0.0, 1e-4, 5e-4)) * (10 if optimizer == "adamw" else 1),
         schedule=draw.choice(("constant", "cosine", "step", "one-cycle", "restarts")),
         augment=draw.choice((0.0, 0.0, 0.1, 0.2)),
     )

@@ -134,7 +134,7 @@ class Classifier(LightningModule):
         if plan.schedule == "cosine":
             schedule = schedulers.CosineAnnealingLR(optimizer, epochs)
         elif plan.schedule == "step":
-            schedule = schedulers.StepLR(optimizer, max(1, epochs // 3), 0.2)
+            schedule = schedulers.StepLR(optimizer, max(1, epochs // 3), 0.4)
         elif plan.schedule == "restarts":
             schedule = schedulers.CosineAnnealingWarmRestarts(optimizer, max(1, epochs // 4))
         else:

@@ -174,6 +174,8 @@ def supersedes(event: str, cause: str, reported: str) -> bool:
     replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
     """
     names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
+    if cause not in names:
+        return False
     if reported not in names or heading_of(reported) in ("confidence", "generalisation"):
         return True
     return names.index(cause) < names.index(reported)
@@ -200,12 +202,12 @@ def explain(name: str | None = None) -> str:
         ValueError: if there is no such name; the message holds the nearest one.
     """
     if name is None:
-        lines = [f"{'events':<28}what happened", *(f"  {event:<26}{text}" for event, text in EVENTS.items())]
+        lines = [f"{'events':<34}what happened", *(f"  {event:<32}{text}" for event, text in EVENTS.items())]
         for heading, rules in HEADINGS.items():
             lines += ["", f"{heading}"]
             names = [rule.__name__.replace("_", "-") for rule in rules]
-            lines += [f"  {cause:<26}{summary_of(cause)}" for cause in names]
-        return "\n".join([*lines, "", "unknown                     the evidence fits no cause, or more than one"])
+            lines += [f"  {cause:<32}{summary_of(cause)}" for cause in names]
+        return "\n".join([*lines, "", "unknown                           the evidence fits no cause, or more than one"])
     if name in RULES:
         seen = [event for event, order in ORDER.items() if name in order]
         if name in _LOSS_UP:

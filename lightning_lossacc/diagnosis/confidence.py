@@ -157,7 +157,9 @@ def under_confidence(evidence: Evidence) -> Cause | None:
     fallen = evidence.difference("temperature")
     share, _, highest_share = evidence.refinement_share
     certain = share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE
-    if not (certain and evidence.temperature < 1 and fallen < 0):
+    # At the low edge the loss after one temperature is an upper bound, so that the share is one as well.
+    at_low_edge = evidence.value("temperature_at_edge") == 1 and evidence.temperature < 1
+    if not (certain and evidence.temperature < 1 and (fallen < 0 or at_low_edge)):
         return None
     if evidence.nll_change <= 0:
         return None

@@ -27,6 +27,9 @@ def majority_collapse(evidence: Evidence) -> Cause | None:
     Reference: He and Garcia 2009; Johnson and Khoshgoftaar 2019.
     """
     predicted = evidence.current.arrays.get("classes", {}).get("predicted", [])
+    if evidence.current.arrays.get("looks_like") == "probabilities":
+        # A sigmoid applied twice is above one half for every row.
+        return None
     share = evidence.value("predicted_majority_rate")
     last = [record.values.get("predicted_majority_rate", 0.0) for record in evidence.series[-5:]]
     if not predicted or not min([share, *last]) >= COLLAPSED:
@@ -144,7 +147,8 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
     ]
     against = ()
     if evidence.train_accuracy > highest + 0.1:
-        lines.append(f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: they are learnt by heart")
+        text = f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: learnt by heart, or these labels are"
+        lines.insert(0, f"{text} not those of their rows")
         against = evidence.train_doubt
     return Cause("nothing-learned", share=math.nan, evidence=tuple(lines), against=against)
 

@@ -18,7 +18,6 @@ from lightning_lossacc.diagnosis.catalogue import (
     INFO_CAUSES,
     INFO_EVENTS,
     NEEDS_CAUSE,
-    RULES,
     find_causes,
     heading_of,
     supersedes,
@@ -154,8 +153,12 @@ class Diagnosis:
             return self._keep(key, self._event(opening, causes, level, "open", None), opening)
         before, size = known
         if opening.size >= 2 * size:
+            causes = _keep_first(causes, before.cause)
             return self._keep(key, self._event(opening, causes, level, "doubled", before.id), opening)
-        if self._is_revised(key, before, causes[0].cause) or (before.level, level) == ("info", "warning"):
+        louder = (before.level, level) == ("info", "warning") and not self._is_said(place, name, causes[0].cause)
+        if self._is_revised(key, before, opening.event, causes[0].cause) or louder:
+            if before.level == "info" and level == "warning" and not louder:
+                return None
             return self._keep(key, self._event(opening, causes, level, "revised", before.id), opening)
         return None
 
@@ -172,15 +175,18 @@ class Diagnosis:
         self.revised.pop(key, None)
         return closed(event, newest)
 
-    def _is_revised(self, key: str, event: Event, cause: str) -> bool:
-        """Whether another first cause than the reported one has held long enough."""
-        if cause in (event.cause, "unknown") or not supersedes(event.event, cause, event.cause):
+    def _is_revised(self, key: str, event: Event, name: str, cause: str) -> bool:
+        """Whether another first cause, or another verdict on the accuracy, has held long enough to be news."""
+        renamed = name != event.event and not name.endswith("undecided")
+        other = cause not in (event.cause, "unknown") and supersedes(name, cause, event.cause)
+        if not (renamed or other):
             self.revised.pop(key, None)
             return False
+        news = f"{name} {cause}" if other else name
         last, count = self.revised.get(key, ("", 0))
-        count = count + 1 if last == cause else 1
-        self.revised[key] = (cause, count)
-        slow = cause in RULES and heading_of(cause) in ("confidence", "generalisation")
+        count = count + 1 if last == news else 1
+        self.revised[key] = (news, count)
+        slow = other and heading_of(cause) in ("confidence", "generalisation")
         return count >= (SLOW_REVISION if slow else REVISION)
 
     def _is_said(self, place: str, name: str, cause: str) -> bool:
@@ -230,6 +236,11 @@ class Diagnosis:
         advice = remedies(event.cause, current, best, (*series, *evidence.train_probe))
         event = event.with_text(advice, "")
         return event.with_text(advice, compose(event, evidence, best.epoch, "" if ahead is None else ahead.sentence))
+
+
+def _keep_first(causes: tuple[Cause, ...], reported: str) -> tuple[Cause, ...]:
+    """The causes with the reported one first, if it still holds: another one needs to last to take its place."""
+    return tuple(sorted(causes, key=lambda cause: cause.cause != reported))
 
 
 def _why_unknown(opening: Opening) -> str:

@@ -31,6 +31,10 @@ def double_softmax(evidence: Evidence) -> Cause | None:
     """
     if evidence.current.arrays.get("looks_like") == "probabilities":
         line = "every row given to the loss lies in [0, 1] and sums to 1: these are probabilities, not logits"
+        if evidence.num_classes == 2:
+            line = (
+                "all values given to the loss are probabilities (in [0, 1]), not logits: softmax or sigmoid acts twice"
+            )
         return Cause("double-softmax", math.nan, (line, *_floor_line(evidence)))
     if "nll" in evidence.current.values or evidence.num_classes is None:
         return None
@@ -67,12 +71,14 @@ def wrong_accuracy(evidence: Evidence) -> Cause | None:
     last = evidence.series[-3:]
     if len(last) < 3:
         return None
+    # With five classes or fewer every row is right in the top five.
+    known = KNOWN_ACCURACIES if (evidence.num_classes or 0) > 5 else KNOWN_ACCURACIES[:2]
     for key in logged_keys(last[-1], "acc"):
-        gaps = [_accuracy_gap(record, key) for record in last]
+        gaps = [_accuracy_gap(record, key, known) for record in last]
         if all(gap > ACCURACY_TOLERANCE for gap in gaps):
             ours = ", ".join(
                 f"{name.replace('_', ' ')} {100 * last[-1].values[name]:.1f} %"
-                for name in KNOWN_ACCURACIES
+                for name in known
                 if name in last[-1].values
             )
             return Cause(
@@ -174,8 +180,8 @@ def _drifting(evidence: Evidence) -> Cause | None:
         evidence=(
             f"running statistics of batch normalisation differ from those of the batches by up to {drifts[-1]:.2g} of "
             "their size (usual: under 0.1)",
-            f"accuracy {100 * evidence.train_accuracy:.1f} % in training steps, {100 * evidence.value('accuracy'):.1f} % "
-            "here",
+            f"accuracy {100 * evidence.train_accuracy:.1f} % in training steps and "
+            f"{100 * evidence.value('accuracy'):.1f} % here",
         ),
         against=("overfitting is not excluded without `train_probe=`",),
     )
@@ -202,9 +208,7 @@ def _fraction(value: float) -> float:
     return value / 100 if value > 1.5 else value
 
 
-def _accuracy_gap(record: Record, key: str) -> float:
+def _accuracy_gap(record: Record, key: str, known: tuple[str, ...]) -> float:
     """Distance of a logged accuracy from the nearest of the accuracies of the captured logits."""
     logged = _fraction(record.logged.get(key, math.nan))
-    return min(
-        (abs(logged - record.values[name]) for name in KNOWN_ACCURACIES if name in record.values), default=math.nan
-    )
+    return min((abs(logged - record.values[name]) for name in known if name in record.values), default=math.nan)

@@ -69,7 +69,11 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     """
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
-    if len(train) < 4 or ratio < HIGH_RATIO / 4:
+    highest = max(evidence.context_column("update_ratio"), default=math.nan)
+    if _is_dead(evidence) and highest >= 2 * HIGH_RATIO:
+        line = f"units died after updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
+        return Cause("learning-rate-too-high", math.nan, (line,))
+    if len(train) < 4 or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
@@ -80,8 +84,11 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
-    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and level > 0.2 * prior
-    both_swing = swing > 0.15 and evidence.details.get("swing", 0.0) > 0
+    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
+    swings = evidence.details.get("swing", 0.0) > 0
+    both_swing = swings and swing > 0.15
+    if swings and ratio >= HIGH_RATIO / 2:
+        matters = both_swing = True
     if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
         return None
     if not (ratio >= HIGH_RATIO or both_swing or (swing > 0.3 and risen)):
@@ -108,7 +115,7 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     prior, loss = evidence.label_entropy, evidence.value("refinement_nll")
-    if not (0 <= ratio < LOW_RATIO and loss > 0.5 * prior):
+    if not (0 < ratio < LOW_RATIO and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
         return None
     if rates and max(rates) > 3 * rates[-1]:
         return None
@@ -165,7 +172,7 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
         return None
     lines, norms = [], evidence.context_column("weight_norm")
     decay = evidence.context("weight_decay")
-    if decay >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3:
+    if _shrunk(evidence):
         lines.append(f"norm of the weights {max(norms):.3g} → {norms[-1]:.3g}, weight decay {decay:.2g}")
     if not lines and not evidence.temperature < 0.8:
         return None
@@ -179,6 +186,16 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
         return None
     lines.append(f"NLL {train:.4f} on training rows, best temperature {evidence.temperature:.2f}")
     return Cause("over-regularisation", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
+
+
+def _shrunk(evidence: Evidence) -> bool:
+    """Whether weight decay has shrunk the weights to less than a third of what they were."""
+    norms = evidence.context_column("weight_norm")
+    return evidence.context("weight_decay") >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3
+
+
+def _is_dead(evidence: Evidence) -> bool:
+    return any(evidence.recent_context(key, 2) >= DEAD_SHARE for key in ("dead_units", "saturated_units"))
 
 
 def _swing(values: list[float]) -> float:

@@ -22,6 +22,7 @@ LASTING = 10
 STUCK_EVALUATIONS = 10
 CONSTANT_EVALUATIONS = 5
 HIDDEN_EVALUATIONS = 6
+SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
 
 
@@ -38,7 +39,7 @@ def class_share(stream: Stream, is_open: bool) -> Opening | None:
         spread = 2.58 * record.values.get("accuracy_standard_error", 0.0) + 1 / record.num_rows
         return share < 1 and abs(record.values["accuracy"] - share) <= spread
 
-    return _state("accuracy-equals-class-share", stream, holds)
+    return _state("accuracy-equals-class-share", stream, holds, LASTING)
 
 
 def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
@@ -49,7 +50,7 @@ def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
 
     if "train_classes" not in stream.series[-1].arrays:
         return None
-    return _state("class-shares-differ", stream, holds, 3)
+    return _state("class-shares-differ", stream, holds, SHARES_EVALUATIONS)
 
 
 def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
@@ -92,7 +93,8 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
         renamed = _renamed(record) - record.values["accuracy"]
         return (excess >= STATIC_SHARE * loss and excess >= HIGH_NATS) or renamed >= 0.1 or bias >= 0.1 * loss > 0.005
 
-    return _state("loss-high-for-accuracy", stream, holds)
+    renamed = _renamed(series[-1]) - series[-1].values.get("accuracy", 1.0) >= 0.1
+    return _state("loss-high-for-accuracy", stream, holds, 2 if renamed else None)
 
 
 def stuck(stream: Stream, is_open: bool) -> Opening | None:
