@@ -22,7 +22,7 @@ from bench_trends import clopper_pearson
 from measure import RESULTS, environment, print_table
 from planted.faults import FAULTS, plans
 from planted.judge import Judged, judge
-from planted.run import CACHE, keep, kept, train
+from planted.run import CACHE, keep, kept, quiet, train
 
 
 def train_all(part: str, causes: list[str], seeds: int, cache: Path, again: bool) -> None:
@@ -99,6 +99,7 @@ def main() -> None:
     causes = chosen.causes.split(",") if chosen.causes else list(FAULTS)
     cache = chosen.cache / f"planted-{chosen.part}"
     if chosen.what == "train":
+        quiet()
         train_all(chosen.part, causes, chosen.seeds, cache, chosen.again)
         return
     runs = judged(cache, causes)

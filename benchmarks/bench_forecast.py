@@ -200,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     began = time.perf_counter()
     rows: list[dict[str, object]] = []
@@ -212,9 +213,9 @@ def main() -> None:
         print(line(f"{row['series']}, {row['seen']} seen, {row['horizon']} ahead", row), flush=True)
     seconds = time.perf_counter() - began
     header = {"table": "run", "runs": arguments.runs, "seeds": arguments.seeds, "seed": SEED, "seconds": round(seconds)}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]), encoding="utf-8")
-    print(f"{seconds:.0f} s, {len(rows)} rows in {RESULTS.name}")
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.results.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]), encoding="utf-8")
+    print(f"{seconds:.0f} s, {len(rows)} rows in {arguments.results.name}")
 
 
 if __name__ == "__main__":

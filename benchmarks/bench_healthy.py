@@ -24,7 +24,7 @@ from bench_trends import DETECTORS, clopper_pearson
 from measure import RESULTS, environment, print_table
 from planted.healthy import fault, plans
 from planted.judge import reports
-from planted.run import CACHE, keep, kept, train
+from planted.run import CACHE, keep, kept, quiet, train
 from planted.symptoms import Run
 
 ON_LOSS_ALONE = ("patience 10", "GL 5 %", "UP4", "UP6", "SageMaker overtraining", "SageMaker not decreasing")
@@ -69,6 +69,7 @@ def main() -> None:
     chosen = arguments.parse_args()
     cache = chosen.cache / f"healthy-{chosen.part}"
     if chosen.what == "train":
+        quiet()
         began = time.time()
         for plan in plans(chosen.part, chosen.count):
             name = f"{plan.program}-{plan.seed}"

@@ -71,7 +71,8 @@ def source(name: str, rows: Sequence[Row]) -> str:
             parts.append(f"commit {stamp['commit'][:7]}{' and changes' if stamp.get('dirty') else ''}")
     else:
         seeds = sorted({row["seed"] for row in rows if row.get("table") == "run" and "seed" in row})
-        parts.append("simulated, or replayed: no machine matters" + "".join(f", seed {seed}" for seed in seeds))
+        python = next((f", Python {row['python']}" for row in rows if "python" in row), "")
+        parts.append("computed, not timed" + python + "".join(f", seed {seed}" for seed in seeds))
     return " · ".join(parts)
 
 
@@ -355,12 +356,16 @@ def forecast(rows: list[Row]) -> list[str]:
             data, sizes, optimizer, *_ = ast.literal_eval(row["network"])
             low.append(f"{row['key']} of {data} ({optimizer}, {'-'.join(map(str, sizes))}) {rated(row)}")
     simulated = [row for row in rows if row["table"] == "simulated" and row["rate"] is not None]
-    below = [f"{row['series']} after {row['seen']}: {rated(row)}" for row in simulated if row["rate"] < COVERED]
+    below: dict[str, Row] = {}
+    for row in simulated:
+        if row["rate"] < COVERED and row["rate"] <= below.get(row["series"], row)["rate"]:
+            below[row["series"]] = row
+    lowest = [f"{series} {rated(row)}" for series, row in below.items()]
     return [
         f"**Do forecasts hold?** A 90 % interval is given only where its past ones covered {percent(COVERED)} % of "
         f"what came. On small real trainings it then held {'; '.join(words)}. Below {percent(COVERED)} % "
-        f"nevertheless: {listed(low)}. Simulated series below it, {len(below)} of {len(simulated)} cases: "
-        f"{listed(below)}.",
+        f"nevertheless: {listed(low)}. Simulated series in which it held less at some length (the worst one): "
+        f"{listed(lowest)}.",
     ]
 
 
@@ -383,7 +388,7 @@ def watchers(rows: list[Row]) -> list[str]:
         for row in rows
         if row["table"] == "target" and row["verdict"] == "missed"
     ]
-    busy = f" {stamp['cores']} cores carried a load of {stamp['load']:g}, so that differences are upper guesses."
+    busy = f" {stamp['cores']} cores carried a load of {stamp['load']:g}, so that differences are noisy."
     return [
         "**What does watching cost?** Processor time of a bare training step, without a Trainer around it (which "
         "would make the shares smaller): median, 20 % … 80 % quantiles. *Own* is the time within the watcher, "

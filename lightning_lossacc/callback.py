@@ -92,7 +92,7 @@ class LossAccuracyMonitor(Callback):
         probe_items: int = 8192,
         num_classes: int | None = None,
         dirpath: str | Path | bool | None = None,
-        train_probe: DataLoader[Any] | Dataset[Any] | bool | None = None,
+        train_probe: DataLoader | Dataset | bool | None = None,
         watch: bool | int = True,
         on_event: Callable[[Event], Any] | None = None,
         verbose: bool = True,

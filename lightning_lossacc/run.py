@@ -220,11 +220,11 @@ class Run:
             for note in rows.notes:
                 self.warn_once(note)
             rows.state.clear()
-        if name == "val":
-            self._diagnose(trainer, [record for record in found if record.stage == name and record.loader != UNION])
-        elif trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             for record in found:
                 self._voice.say(trainer, closing.snapshot(record), level="info")
+        if name != "train":
+            self._diagnose(trainer, [record for record in found if record.stage == name and record.loader != UNION])
 
     def _copy_of_train(self) -> StageState:
         """The training epoch so far, in sums of its own."""

@@ -33,6 +33,8 @@ from lightning_lossacc.verdict import RunVerdict, judge
 
 # Starting a process costs about as much as reading this many runs.
 MIN_PARALLEL = 24
+# At so many evaluations of a run, spread evenly, the monitor's decisions are replayed; more would take minutes.
+JUDGED = 500
 # So many evaluations with the same numbers in two kinds of log are one run.
 MIN_DIGEST = 3
 # The worst first.
@@ -157,13 +159,20 @@ def scan_source(
 
 
 def replay(history: History, stage: str = "val", loader: int = 0) -> list[Event]:
-    """Every report that a monitor would have given while these evaluations came in."""
+    """Every report that a monitor would have given while these evaluations came in.
+
+    Of a long log only every k-th evaluation is judged, each from all that came before it, and so is the last one.
+    """
     diagnosis, seen = Diagnosis(), History()
     reports: list[Event] = []
+    own = len(history.series(stage, loader, complete=False))
+    every, count = max(1, math.ceil(own / JUDGED)), 0
     for record in history:
         seen.append(record)
         if (record.stage, record.loader) == (stage, loader):
-            reports += diagnosis.examine(seen, stage, loader)
+            count += 1
+            if count % every == 0 or count == own:
+                reports += diagnosis.examine(seen, stage, loader)
     return reports
 
 

@@ -201,7 +201,8 @@ def _nothing_learned(loss: list[float], accuracy: list[float], num_classes: int 
     start, end = median(accuracy[:2]), median(accuracy[-width:])
     level, lowest = median(loss[-width:]), min(loss)
     gained = end - min(start, accuracy[0]) > max(LEARNED_ACCURACY, end / 10)
-    if not gained and _is_chance(level, end, num_classes):
+    unmoved = abs(loss[0] - level) < LEARNED_LOSS * abs(loss[0])
+    if (not gained or unmoved) and _is_chance(level, end, num_classes):
         known = "" if num_classes is None else f" (ln {num_classes} = {math.log(num_classes):.4g})"
         return RunVerdict(
             "stuck", f"loss {level:.4g}{known} and accuracy {_percent(end)}: no better than chance", "accuracy-stuck"

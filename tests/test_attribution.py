@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -194,24 +193,3 @@ def test_missing_values_give_no_identity() -> None:
     assert parts["wrong answers"] == 0 and math.fsum(parts.values()) == pytest.approx(change(sure[0], new), abs=1e-9)
     cells = by_cell(sure[0].arrays["cells"], new.arrays["cells"])
     assert cells["within wrong"] == 0
-
-
-def test_the_benchmark_knows_its_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables hold rates and errors; a planted prior shift is found, and errors by row are smaller than by item."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    bench = __import__("bench_attribution")
-    found = list(bench.fits(2))
-    rates = {(row["truth"], row["family"]): row["rate"] for row in found if "family" in row and row["classes"] == 2}
-    assert rates["prior shift", "bias"] == 1.0 and rates["one temperature", "temperature"] == 1.0
-    assert all(row["low"] <= row["rate"] <= row["high"] for row in found if "rate" in row)
-    table = {(row["design"][:3], row["errors"], row["nominal"]): row["rate"] for row in bench.level(20, population=1)}
-    assert table["150", "by row", 0.05] > table["150", "by item", 0.05]
-    population = bench.Population()
-    assert population.nll(1.0, 2.0) < population.nll(1.0, 1.8) < population.nll(2.0, 1.8)
-    planned = bench.plan("mixed", torch.Generator().manual_seed(1), population)
-    first, last = 9, len(planned.scale) - 1
-    rise = population.nll(planned.scale[last], planned.separation[last]) - population.nll(
-        1.0, planned.separation[first]
-    )
-    left = population.nll(1.0, planned.separation[last]) - population.nll(1.0, planned.separation[first])
-    assert 0.25 < left / rise < 0.5

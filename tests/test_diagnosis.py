@@ -130,14 +130,15 @@ def test_what_comes_and_goes_at_the_limit_is_one_event() -> None:
     assert "closed" not in later and "open" not in later
 
 
-def test_three_evaluations_open_on_paired_evidence_alone() -> None:
+def test_four_evaluations_open_on_paired_evidence_alone() -> None:
     run = Simulation(num_rows=4000)
     run.evaluate(1.0, 2.0)
     run.evaluate(1.0, 2.5)
-    found = run.evaluate(2.5, 2.5)
+    assert not [event for event in run.evaluate(2.5, 2.5) if event.event.startswith("loss-up")]
+    found = [event for event in run.evaluate(2.5, 2.5) if event.event.startswith("loss-up")]
     assert [event.cause for event in found] == ["over-confidence"] and found[0].generalises == "shown"
     unpaired = Simulation(num_rows=4000, paired=False)
-    for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5)):
+    for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5), (2.5, 2.5)):
         assert not [event for event in unpaired.evaluate(scale, separation) if event.event.startswith("loss-up")]
 
 

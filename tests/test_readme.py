@@ -6,12 +6,13 @@ the README anew.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,8 +33,17 @@ HEADINGS = (
     "Reference",
 )
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import readme_numbers  # noqa: E402  (a script beside the package)
+
+def _script(name: str) -> ModuleType:
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+readme_numbers = _script("readme_numbers")
 
 
 def event_rows() -> list[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import inspect
 import json
 import logging
 import math
@@ -25,12 +24,16 @@ from planted.truth import Snapshots, find, train_before
 CACHE = Path(__file__).resolve().parent.parent / "cache"
 
 
-def train(plan: Plan) -> dict[str, Any]:
-    """One run: its plan, its records and events as JSON lines, the truth, and its seconds."""
+def quiet() -> None:
+    """For programs that train hundreds of runs: one thread, and none of Lightning's words for each of them."""
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+
+
+def train(plan: Plan) -> dict[str, Any]:
+    """One run: its plan, its records and events as JSON lines, the truth, and its seconds."""
     begin = time.perf_counter()
     source = plan.source(plan.seed, plan.noise)
     seed_everything(plan.seed, verbose=False)
@@ -39,10 +42,7 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.before:
         train_before(plan, source, network)
     module = Classifier(network, plan)
-    arguments: dict[str, Any] = {"dirpath": False, "verbose": False}
-    if "train_probe" in inspect.signature(LossAccuracyMonitor).parameters:
-        arguments["train_probe"] = known_rows
-    monitor, snapshots = LossAccuracyMonitor(**arguments), Snapshots()
+    monitor, snapshots = LossAccuracyMonitor(dirpath=False, train_probe=known_rows, verbose=False), Snapshots()
     trainer = Trainer(
         max_epochs=plan.epochs,
         accelerator="cpu",

@@ -107,7 +107,7 @@ def bias_gain(logits: Tensor, target: Tensor) -> float:
         return loss
 
     search.step(closure)
-    return refined(logits, target)[0] - float(closure())
+    return refined(logits, target)[0] - closure().detach().item()
 
 
 def train_without(plan: Plan, source: Source) -> dict[str, float]:

@@ -208,6 +208,8 @@ def explain(name: str | None = None) -> str:
             names = [rule.__name__.replace("_", "-") for rule in rules]
             lines += [f"  {cause:<32}{summary_of(cause)}" for cause in names]
         return "\n".join([*lines, "", "unknown                           the evidence fits no cause, or more than one"])
+    if name == "unknown":
+        return "unknown: the evidence fits no cause, or more than one; the first evidence of the report says which."
     if name in RULES:
         seen = [event for event, order in ORDER.items() if name in order]
         if name in _LOSS_UP:

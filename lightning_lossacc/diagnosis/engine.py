@@ -141,7 +141,9 @@ class Diagnosis:
         if opening is not None and not causes and opening.event in NEEDS_CAUSE:
             opening = None
         if opening is None:
-            return None if known is None else self._gone(key, known[0], stream.newest)
+            # A new lowest loss takes a rise back at once; what comes and goes at its limit needs patience.
+            lowest = name == "loss-up" and stream.losses[-1] <= min(stream.losses)
+            return None if known is None else self._gone(key, known[0], stream.newest, lowest)
         self.waiting[key] = 0
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
         is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
@@ -167,9 +169,9 @@ class Diagnosis:
         self.revised.pop(key, None)
         return event
 
-    def _gone(self, key: str, event: Event, newest: Record) -> Event | None:
+    def _gone(self, key: str, event: Event, newest: Record, at_once: bool) -> Event | None:
         self.waiting[key] = self.waiting.get(key, 0) + 1
-        if self.waiting[key] < PATIENCE:
+        if self.waiting[key] < PATIENCE and not at_once:
             return None
         del self.open[key]
         self.revised.pop(key, None)

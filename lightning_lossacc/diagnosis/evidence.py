@@ -138,6 +138,11 @@ class Evidence:
         found = [record.context.get(key, math.nan) for record in self.series]
         return [value for value in found if math.isfinite(value)]
 
+    def _by_epoch(self, key: str) -> list[float]:
+        """Finite values of one number of the training side, the last of each epoch."""
+        last = {record.epoch: record.context.get(key, math.nan) for record in self.series}
+        return [value for value in last.values() if math.isfinite(value)]
+
     def recent_context(self, key: str, count: int = 3) -> float:
         """Median of the last few values of one number of the training side; NaN if unknown."""
         values = self.context_column(key)[-count:]
@@ -145,9 +150,12 @@ class Evidence:
 
     @property
     def train_losses(self) -> list[float]:
-        """NLL of the training steps, one an evaluation, or of training epochs, oldest first; logged ones in scans."""
+        """NLL of the training steps, one an epoch, oldest first; logged ones in scans.
+
+        Within an epoch the mean of its steps so far falls by itself, so only its last evaluation counts.
+        """
         for key in ("train_nll", "train_loss"):
-            found = self.context_column(key)
+            found = self._by_epoch(key)
             if found:
                 return found
         return [value for record in self.train if math.isfinite(value := loss_of(record))]
@@ -155,7 +163,7 @@ class Evidence:
     @property
     def train_accuracies(self) -> list[float]:
         """Accuracy of the training steps, likewise."""
-        found = self.context_column("train_accuracy")
+        found = self._by_epoch("train_accuracy")
         return found or [value for record in self.train if math.isfinite(value := accuracy_of(record))]
 
     @property

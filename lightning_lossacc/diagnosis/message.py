@@ -60,8 +60,9 @@ def closed(event: Event, current: Record) -> Event:
         "global_step": current.global_step,
         "remedies": [],
         "message": (
-            f"closed: {event.cause} · {event.stage} · at epoch {current.epoch} · NLL {loss_of(current):.4f}, "
-            f"accuracy {100 * accuracy_of(current):.1f} % · it was reported since epoch {event.epoch}"
+            f"closed: {event.cause} · {place(event.stage, event.loader)} · {words_of(event.event)} · at epoch "
+            f"{current.epoch} · {_name(current)} {loss_of(current):.4f}, accuracy {100 * accuracy_of(current):.1f} % · "
+            f"it was reported since epoch {event.epoch}"
         ),
     }
     return Event.from_json(to_json(fields))
@@ -73,7 +74,9 @@ def numbers(evidence: Evidence) -> str:
     The trend of the accuracy is the change of its level over several evaluations, on which the verdict rests; the two
     numbers before it are single evaluations.
     """
-    name = "NLL" if "nll" in evidence.current.values else "loss"
+    name = _name(evidence.current)
+    if not math.isfinite(loss_of(evidence.current)):
+        return f"no finite {name}"
     loss, share = loss_of(evidence.current), 100 * accuracy_of(evidence.current)
     if evidence.is_static:
         text = f"{name} {loss:.4f}, accuracy {share:.1f} %"
@@ -103,6 +106,11 @@ def numbers(evidence: Evidence) -> str:
 def place(stage: str, loader: int) -> str:
     """Stage, with the loader where there are several."""
     return stage if loader <= 0 else f"{stage} (loader {loader})"
+
+
+def _name(record: Record) -> str:
+    """What the loss of a record is: the measured NLL, or a logged loss, which may be another one."""
+    return "NLL" if record.num_rows else "loss"
 
 
 def _change(event: Event, evidence: Evidence) -> list[str]:

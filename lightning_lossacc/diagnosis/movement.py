@@ -7,13 +7,15 @@ from lightning_lossacc.diagnosis.changes import ABSOLUTE_FLOOR, Opening, Stream,
 
 # Of the level, from low to high: less is ordinary jitter.
 SWING = 0.15
+# More evaluations than the longest shape looks at.
+RECENT = 40
 # It is not a claim by itself, since a plateau needs a cause to be reported.
 PLATEAU_ALPHA = 0.1
 
 
 def plateau(stream: Stream, is_open: bool) -> Opening | None:
     """The loss has stood still for 10 evaluations or more, within the practical floor."""
-    losses = stream.losses
+    losses = stream.losses[-RECENT:]
     found = trends.find_plateau(losses, practical_floor(losses[-1]) * (2 if is_open else 1), alpha=PLATEAU_ALPHA)
     if found is None:
         return None
@@ -24,8 +26,9 @@ def plateau(stream: Stream, is_open: bool) -> Opening | None:
 
 def oscillation(stream: Stream, is_open: bool) -> Opening | None:
     """The loss keeps swinging by a large part of its level, beyond what the size of the validation set brings."""
-    errors = [record.values.get("nll_standard_error", 0.0) / 5 for record in stream.series]
-    found = trends.find_oscillation(stream.losses, relative_floor=SWING, absolute_floor=ABSOLUTE_FLOOR, errors=errors)
+    errors = [record.values.get("nll_standard_error", 0.0) / 5 for record in stream.series[-RECENT:]]
+    losses = stream.losses[-RECENT:]
+    found = trends.find_oscillation(losses, relative_floor=SWING, absolute_floor=ABSOLUTE_FLOOR, errors=errors)
     if found is None:
         return None
     details = {"swing": 2 * found.amplitude, "swing_window": float(found.window)}
@@ -35,8 +38,9 @@ def oscillation(stream: Stream, is_open: bool) -> Opening | None:
 
 def spike(stream: Stream, is_open: bool) -> Opening | None:
     """One or two evaluations stood far above their surroundings and came back."""
-    found = trends.find_spike(stream.losses)
+    found = trends.find_spike(stream.losses[-RECENT:])
     if found is None:
         return None
-    details = {"spike_epoch": float(stream.series[found.index].epoch), "spike_height": found.height}
-    return Opening("spike", stream.evidence(stream.series[-1], details=details), stream.series[found.index].epoch)
+    epoch = stream.series[-RECENT:][found.index].epoch
+    details = {"spike_epoch": float(epoch), "spike_height": found.height}
+    return Opening("spike", stream.evidence(stream.series[-1], details=details), epoch)

@@ -86,7 +86,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     before = train[-9:-3]
     stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
     swings = evidence.details.get("swing", 0.0) > 0
-    both_swing = swings and swing > 0.15
+    # Without the size of the updates unrest has to be larger to be told from small batches.
+    both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
     if swings and ratio >= HIGH_RATIO / 2:
         matters = both_swing = True
     if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
