@@ -109,6 +109,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "history",
             "outlook",
             "remedies",
+            "trends",
         },
         set(),
     ),

@@ -133,7 +133,7 @@ def test_training_names_the_planted_cause_and_its_log_agrees(name: str) -> None:
 def test_two_causes_of_fraud_stand_together() -> None:
     reports = train("fraud", "--trainer.max_epochs=12")
     risen = [event for event in reports if event["event"].startswith("loss-up")]
-    assert names(risen[-1])[:2] == ["majority-collapse", "over-confidence"]
+    assert names(risen[-1])[0] == "majority-collapse" and "over-confidence" in names(risen[-1])
 
 
 def test_the_two_places_of_the_article_do_not_overlap() -> None:

@@ -165,6 +165,12 @@ class Digits(Bundled):
     table, num_classes, shape = "digits", 10, (1, 8, 8)
 
 
+class DigitRows(Digits):
+    """Handwritten digits read from above, a row of eight pixels a step."""
+
+    shape = (8, 8)
+
+
 class Wine(Bundled):
     """Wines of three growers (Forina et al., 1991), with noise."""
 

@@ -20,6 +20,8 @@ TASKS: dict[str, tuple[tuple[type[data.Source], Callable[..., nn.Module], float]
         (data.Vectors, networks.mlp, 0.9),
         (data.Digits, networks.convolution, 0.7),
         (data.Digits, networks.mlp, 0.8),
+        (data.DigitRows, networks.Recurrent, 0.4),
+        (data.DigitRows, networks.Transformer, 0.4),
     ),
     "report": (
         (data.Images, networks.convolution, 1.4),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lightning_lossacc import trends
 from lightning_lossacc.attribution import attribution
 from lightning_lossacc.diagnosis import changes, movement, states
 from lightning_lossacc.diagnosis.catalogue import (
@@ -141,9 +142,11 @@ class Diagnosis:
         if opening is not None and not causes and opening.event in NEEDS_CAUSE:
             opening = None
         if opening is None:
-            # A new lowest loss takes a rise back at once; what comes and goes at its limit needs patience.
-            lowest = name == "loss-up" and stream.losses[-1] <= min(stream.losses)
-            return None if known is None else self._gone(key, known[0], stream.newest, lowest)
+            if known is None:
+                return None
+            # A new lowest loss takes back at once what was said of the first evaluations; later, patience is needed.
+            is_early = name == "loss-up" and known[0].evidence.get("evaluations", 0) < trends.MIN_EVALUATIONS
+            return self._gone(key, known[0], stream.newest, is_early and stream.losses[-1] <= min(stream.losses))
         self.waiting[key] = 0
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
         is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
