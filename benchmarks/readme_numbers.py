@@ -190,7 +190,7 @@ def healthy(rows: list[Row]) -> list[str]:
 def checkpoints(rows: list[Row]) -> list[str]:
     """What the best checkpoint by each rule costs on a test set."""
     found = {(row["group"], row["best"], row["regret"]): row for row in rows if row["table"] == "regret"}
-    groups = [group for group in ("all", "healthy", "over-trained") if (group, "loss", "nll") in found]
+    groups = [group for group in ("all", "ordinary", "over-trained") if (group, "loss", "nll") in found]
 
     def mean(row: Row, factor: float = 1, digits: int = 4) -> str:
         center, low, high = (f"{factor * row[key]:.{digits}f}" for key in ("mean", "low", "high"))

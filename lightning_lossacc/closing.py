@@ -123,12 +123,12 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
         )
     accuracy = trends.compare(accuracies, lowest, margin).resolvable
     rise = _seen_rise(losses, floor)
-    text = f"a rise of the NLL by {rise:.3f} nats for {LASTING} evaluations would have been seen"
+    text = f"a rise of the NLL by {rise:.3f} nats for {LASTING} evaluations would have been seen; "
     if not math.isfinite(rise):
-        text = "the NLL moves too much between evaluations for a rise to be sure"
+        text = ""
     if accuracy == 0:
-        return f"accuracy never moved; {text}"
-    return f"{text}; accuracy is called flat or not beyond ±{100 * accuracy:.1f} pp of jitter"
+        return f"{text}accuracy never moved"
+    return f"{text}accuracy is called flat or not beyond ±{100 * accuracy:.1f} pp of jitter"
 
 
 def _seen_rise(losses: Sequence[float], floor: float) -> float:

@@ -131,7 +131,9 @@ def marks_of(events: Sequence[Event], curves: Curves) -> list[tuple[float, str, 
     """(x, text, is an event): each event where it opened, warnings first, then each reference."""
     opened: dict[str, Event] = {}
     for event in events:
-        opened.setdefault(event.id, event)
+        # What is normal at the start of a training would only hide what matters.
+        if event.level == "warning" or event.event.startswith(("loss-up", "loss-down")):
+            opened.setdefault(event.id, event)
     closed = {event.id: event.epoch for event in events if event.status == "closed"}
     order = sorted(opened.values(), key=lambda event: (event.level != "warning", event.global_step))
     marks = []

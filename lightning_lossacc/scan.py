@@ -136,6 +136,8 @@ def scan(
     """
     look = partial(scan_source, given=given, sharpening=sharpening)
     known: dict[tuple[str, ...], str] = {}
+    # Of two logs of one run our own tells more, so it comes first and the other one is left out.
+    sources = sorted(sources, key=lambda source: source.format != "history")
     for found in _each(look, sources, workers):
         if advance is not None:
             advance()

@@ -209,6 +209,7 @@ class StageState:
             "reliability": quantities.reliability(self.counts, self.sums, self.layout),
             "margin_histogram": part["margin_histogram"].tolist(),
             "classes": quantities.class_table(self.counts, self.sums, self.layout, largest=CLASS_TABLE),
+            "cells": {name: part[f"bin_{name}"].view(2, -1).tolist() for name in ("rows", "nll")},
             "excluded": self.excluded() | {"ties": int(part["ties"])},
             "loss_terms": self.loss_terms,
             "looks_like": self.looks.verdict(),

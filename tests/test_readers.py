@@ -425,3 +425,18 @@ def test_what_cannot_be_said_follows_from_what_was_logged() -> None:
     for words in ("no accuracy was logged", "2 evaluations", "--num-classes", "--val-size", "no training loss"):
         assert words in less
     assert one("a.csv", num_classes=3, val_size=50).history.records[0].num_items == 50
+
+
+def test_json_lines_in_a_text_file_are_read(tmp_path: Path) -> None:
+    """`log.txt` of JSON lines, as many vision repositories write it."""
+    rows = [
+        {"train_loss": 1 / (1 + epoch), "test_loss": 1.1 / (1 + epoch), "test_acc1": 50 + epoch, "epoch": epoch}
+        for epoch in range(6)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "log.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "notes.txt").write_text('{"a": 1}\n')
+    sources, missing = find_sources([tmp_path])
+    assert [source.format for source in sources] == ["json-lines"] and not missing
+    (run,) = read_runs(sources[0])
+    assert len(run.history) == 6 and run.matched["loss"] == "test_loss" and run.matched["accuracy"] == "test_acc1"

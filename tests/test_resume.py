@@ -25,6 +25,9 @@ from lightning_lossacc import Event, History, LossAccuracyMonitor, Record, resum
 from lightning_lossacc.stages import Sampling, Settings, StageState
 from tests.modules import QUIET, Plain, Resumable, assert_identical, dataset, loader, monitor, safely, trainer
 
+# Parts of an attribution that come from the paired rows, whose references a checkpoint keeps.
+PAIRED_PARTS = ("nll_change", "full_nll_change", "by_group", "by_temperature", "by_margin", "flips", "worst")
+
 pytestmark = QUIET
 EPOCHS, BATCHES = 10, 6
 SIZE_LIMIT = 256 * 1024
@@ -137,12 +140,18 @@ POINTS = ["batch-7", "batch-9", "batch-11", "validation-12", "epoch-12", "batch-
 def test_a_resumed_run_says_what_the_uninterrupted_run_says(point: str, uninterrupted: Ran, tmp_path: Path) -> None:
     resumed = run(tmp_path, point=uninterrupted.path / f"{point}.ckpt")
     assert_goes_on(resumed.watch, uninterrupted.watch)
-    assert [event.to_json() for event in resumed.watch.events] == [
-        event.to_json() for event in uninterrupted.watch.events
+    assert [_without_tables(event) for event in resumed.watch.events] == [
+        _without_tables(event) for event in uninterrupted.watch.events
     ]
     assert uninterrupted.watch.events and all(record.complete for record in resumed.watch.history)
     assert all(len(record.paired) == 2 for record in resumed.watch.history.series("val") if record.arrays)
     assert_identical(list(resumed.module.state_dict().values()), list(uninterrupted.module.state_dict().values()))
+
+
+def _without_tables(event: Event) -> str:
+    """An event without the identities that need tables of the reference, which only `history.jsonl` gives back."""
+    parts = {key: part for key, part in event.attribution.items() if key in PAIRED_PARTS}
+    return replace(event, attribution=parts).to_json()
 
 
 def test_the_run_has_events_before_and_after_the_points(uninterrupted: Ran) -> None:

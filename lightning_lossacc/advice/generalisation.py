@@ -94,8 +94,6 @@ def relabel(measured: Measured) -> str:
             f"look at the labels of training items {places(measured.suspects)} ({len(measured.suspects)} in all): they "
             "were learnt last and against their own class"
         )
-    if measured.worst:
-        return f"look at the labels of the items whose loss rose most: {places(measured.worst)}"
     return "look at the labels of the training rows with the lowest mean margin; `train_probe=` lists them"
 
 

@@ -41,7 +41,7 @@ def right_accuracy(measured: Measured) -> str:
     known = [
         f"{argument} gives {percent(measured.value(key))}"
         for argument, key in kinds
-        if math.isfinite(measured.value(key))
+        if math.isfinite(measured.value(key)) and (key != "top_k_accuracy" or (measured.num_classes or 6) > 5)
     ]
     logged = [f"{name} {number(value)}" for name, value in measured.current.logged.items() if "acc" in name.lower()]
     yours = f"; you logged {', '.join(logged)}" if logged else ""

@@ -106,6 +106,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
     "accuracy-stuck": (
         "blow-up",
+        "double-softmax",
         "dead-activations",
         "over-regularisation",
         "learning-rate-too-low",
@@ -121,6 +122,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "few-items": ("validation-too-small",),
     "accuracy-equals-class-share": (
         "blow-up",
+        "double-softmax",
         "dead-activations",
         "over-regularisation",
         "learning-rate-too-low",

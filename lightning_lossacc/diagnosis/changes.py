@@ -158,16 +158,21 @@ def _may_be_a_start(stream: Stream, reference: Record) -> bool:
         return False
     if stream.losses[-1] < (1 + EARLY_RISE) * loss_of(reference):
         return True
-    train = [record.context.get("train_nll", record.context.get("train_loss", math.nan)) for record in stream.series]
+    return _training_rises(stream.series) or not _has_learned(stream.series, reference)
+
+
+def _training_rises(series: list[Record]) -> bool:
+    """Whether the training loss is a tenth above its lowest: then it is the optimiser, and not what was learnt."""
+    train = [record.context.get("train_nll", record.context.get("train_loss", math.nan)) for record in series]
     train = [value for value in train if math.isfinite(value)]
-    rises = len(train) > 2 and train[-1] > 1.1 * min(train)
-    return rises or not _has_learned(reference)
+    return len(train) > 2 and train[-1] > 1.1 * min(train)
 
 
-def _has_learned(record: Record) -> bool:
+def _has_learned(series: list[Record], reference: Record) -> bool:
     """Whether a tenth of the label entropy or more is gone after one temperature; true where that is not known."""
-    rows = record.arrays.get("classes", {}).get("rows", [])
-    return not rows or not record.values.get("refinement_nll", math.nan) > 0.9 * label_entropy(rows)
+    # The newest record has the class table of all of them; a checkpoint keeps none of earlier ones.
+    rows = series[-1].arrays.get("classes", {}).get("rows", [])
+    return not rows or not reference.values.get("refinement_nll", math.nan) > 0.9 * label_entropy(rows)
 
 
 def _shown_early(series: list[Record], reference: Record, change: float, floor: float) -> bool:
@@ -177,7 +182,7 @@ def _shown_early(series: list[Record], reference: Record, change: float, floor: 
         return False
     if series[-2] is reference or loss_of(series[-2]) < loss_of(reference) + floor:
         return False
-    return _has_learned(reference) and shown(paired, len(series))
+    return not _training_rises(series) and _has_learned(series, reference) and shown(paired, len(series))
 
 
 def _shown_lasting(series: list[Record], reference: Record, floor: float) -> bool:
@@ -185,7 +190,7 @@ def _shown_lasting(series: list[Record], reference: Record, floor: float) -> boo
     shown row by row.
     """
     last = series[-PAIRED_EVALUATIONS:]
-    if len(series) < trends.MIN_EVALUATIONS or reference in last or not _has_learned(reference):
+    if len(series) < trends.MIN_EVALUATIONS or reference in last or not _has_learned(series, reference):
         return False
     place = (reference.epoch, reference.global_step)
     for record in last:

@@ -75,7 +75,7 @@ def _file(path: Path, given: bool = False) -> Source:
         return Source(str(path), "tensorboard", path, (("", path),))
     if name in RUN_FILES:
         return Source(str(path), RUN_FILES[name], path)
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson") or (suffix in (".log", ".txt") and _first_line(path).startswith(b"{")):
         return Source(str(path), "json-lines", path, certain=given)
     if suffix == ".json":
         return Source(str(path), "json", path, certain=given)
@@ -115,11 +115,21 @@ def _may_be_log(path: Path) -> bool:
     if suffix in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
         return True
     if suffix in (".log", ".txt"):
-        # Keras' own example calls its CSV `training.log`.
-        with path.open("rb") as file:
-            first = file.readline(500).lower()
+        # Keras' own example calls its CSV `training.log`; others write JSON lines to `log.txt`.
+        first = _first_line(path).lower()
+        if first.startswith(b"{"):
+            return b"loss" in first
         return b"epoch" in first and b"loss" in first and any(sign in first for sign in (b",", b"\t", b";"))
     return False
+
+
+def _first_line(path: Path) -> bytes:
+    """The beginning of a file's first line; empty if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(500).lstrip()
+    except OSError:
+        return b""
 
 
 def _is_checkpoint(folder: Path) -> bool:
