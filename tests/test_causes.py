@@ -32,6 +32,7 @@ class Situation:
     before_arrays: Numbers = field(default_factory=dict)
     logged: Numbers = field(default_factory=dict)
     context: Numbers = field(default_factory=dict)
+    first: Numbers = field(default_factory=dict)  # of the context of the first evaluation
     paired: Numbers | None = field(default_factory=dict)
     accuracy: str = "flat"
     accuracy_change: float = 0.0
@@ -72,7 +73,12 @@ class Situation:
         series = [reference, middle, current]
         if self.train:
             series = [
-                self._record(place, self.values, self.arrays, {"train_nll": loss, **self.context})
+                self._record(
+                    place,
+                    self.values,
+                    self.arrays,
+                    {"train_nll": loss, **self.context, **({} if place else self.first)},
+                )
                 for place, loss in enumerate(self.train)
             ]
             series[0] = reference if not self.static else series[0]
@@ -337,6 +343,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         SLOW,
         {
             "ordinary steps": SLOW.but(context={"update_ratio": 1e-3}),
+            "large once": SLOW.but(first={"update_ratio": 0.1}),
             "learned": SLOW.but(values={"refinement_nll": 0.3}),
         },
     ),

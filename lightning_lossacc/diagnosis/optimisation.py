@@ -107,7 +107,7 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """Nothing moves because steps are too small.
 
     What it finds: an update moves the weights by less than 0.03 % of their size although most of the loss is still
-        there, and the rate has never been larger.
+        there, and neither the rate nor the updates have ever been large.
     Why it matters: the run looks like a plateau and is only slow.
     Evidence it needs: `watch` for the update-to-weight ratio.
     What to do: raise the rate by the factor named; a rate finder.
@@ -119,6 +119,9 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     if not (0 < ratio < LOW_RATIO and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
         return None
     if rates and max(rates) > 3 * rates[-1]:
+        return None
+    if max(evidence.context_column("update_ratio")) > 30 * LOW_RATIO:
+        # Updates that were large and vanished are those of a network that broke.
         return None
     lines = [f"an update moves the weights by {100 * ratio:.2g} % of their size (usual: 0.1 %)"]
     if rates:
