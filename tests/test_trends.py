@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 import warnings
 
 import numpy as np
@@ -358,19 +357,6 @@ class TestInvariants:
             assert find_rise(values, absolute_floor=0.0) is None
             assert (jitter(values) is None) == (count < 8)
             assert compare(values, count // 3, factor).kind in ("flat", "undecided")
-
-    # A rise is the slow case: every width is looked at, twice.
-    @pytest.mark.parametrize(("count", "budget"), [(100, 1e-3), (2000, 5e-3)])
-    def test_time_of_one_decision(self, count: int, budget: float) -> None:
-        values = (0.5 + 0.01 * np.arange(count) + noise(9, count)).tolist()
-        assert find_rise(values) is not None
-        for decide in (find_rise, lambda values: compare(values, count // 2, 0.01)):
-            seconds = []
-            for _ in range(40):
-                began = time.process_time()
-                decide(values)
-                seconds.append(time.process_time() - began)
-            assert min(seconds) < budget
 
     def test_arguments(self) -> None:
         values = [1.0] * 9
