@@ -197,7 +197,9 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool], enough: 
 
 def _stays_miscalibrated(series: list[Record]) -> bool:
     """Whether the best temperature stays as far from 1 as it was over the last evaluations, and the loss stays too."""
-    if loss_of(series[-1]) < 0.6 * loss_of(series[-LASTING]):
+    last = series[-LASTING:]
+    # At the edge of the grid the temperature seems to stay whatever it does.
+    if loss_of(last[-1]) < 0.6 * loss_of(last[0]) or any(record.values.get("temperature_at_edge") for record in last):
         return False
     distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in series[-LASTING:]]
     half = len(distances) // 2
