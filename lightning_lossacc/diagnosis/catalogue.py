@@ -165,17 +165,21 @@ INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
 NEEDS_CAUSE = ("plateau", "logged-differs", "non-finite", "train-eval-gap", "loss-high-for-accuracy")
 
 
+def _order_of(event: str) -> tuple[str, ...]:
+    """Causes that are asked for an event, in the order of decision; the words for the accuracy make no difference."""
+    return _LOSS_UP if event.startswith("loss-up") else ORDER[event]
+
+
 def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
     """Causes that hold, in the order of decision; empty if none does."""
-    names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
-    return tuple(cause for cause in (RULES[name](evidence) for name in names) if cause is not None)
+    return tuple(cause for cause in (RULES[name](evidence) for name in _order_of(event)) if cause is not None)
 
 
 def supersedes(event: str, cause: str, reported: str) -> bool:
     """Whether a first cause is news after the reported one: what comes earlier in the order of decision is, and what
     replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
     """
-    names = _LOSS_UP if event.startswith("loss-up") else ORDER[event]
+    names = _order_of(event)
     if cause not in names:
         return False
     if reported not in names or heading_of(reported) in ("confidence", "generalisation"):
@@ -219,8 +223,8 @@ def explain(name: str | None = None) -> str:
         text = f"{name} ({heading_of(name)})\n\n{inspect.getdoc(RULES[name])}\n\nSeen in: {', '.join(seen)}."
         return text + (" Not shown in the terminal (info)." if name in INFO_CAUSES else "")
     if name in EVENTS:
-        order = _LOSS_UP if name.startswith("loss-up") else ORDER[name]
-        return f"{name}: {EVENTS[name]}.\n\nCauses in the order in which they are asked: {', '.join(order)}."
+        order = ", ".join(_order_of(name))
+        return f"{name}: {EVENTS[name]}.\n\nCauses in the order in which they are asked: {order}."
     known = [*RULES, *EVENTS]
     near = difflib.get_close_matches(name, known, 1, 0.3)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."

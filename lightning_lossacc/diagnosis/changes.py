@@ -61,9 +61,12 @@ class Stream:
         error = 1 - accuracy_of(reference)
         return min(self.accuracy_margin, 0.1 * error) or self.accuracy_margin
 
-    def evidence(
-        self, reference: Record, paired: dict[str, Any] | None = None, details: dict[str, float] | None = None
-    ) -> Evidence:
+    @cached_property
+    def state(self) -> Evidence:
+        """Everything about the newest record as it is; asked by every judge of a state, so measured once."""
+        return self.evidence(self.series[-1])
+
+    def evidence(self, reference: Record, paired: dict[str, Any] | None = None) -> Evidence:
         """Everything about the newest record against a reference."""
         margin = self.margin(reference)
         return Evidence(
@@ -74,7 +77,6 @@ class Stream:
             self.series,
             self.train,
             self.train_probe,
-            details or {},
         )
 
     def _accuracy_verdict(self, reference: Record, margin: float) -> trends.Verdict:

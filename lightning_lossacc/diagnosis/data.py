@@ -169,15 +169,12 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
     When it is wrong: with two classes, a model that has learned the opposite shows the same.
     Reference: Northcutt et al. 2021.
     """
-    confusion = evidence.current.arrays.get("confusion")
-    if not confusion:
+    renamed = renamed_rows(evidence.current)
+    if not renamed:
         return None
+    confusion = evidence.current.arrays["confusion"]
     total = sum(map(sum, confusion))
-    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
-    if total < 30 or len(set(places)) < len(places):
-        return None
     right = sum(row[place] for place, row in enumerate(confusion))
-    renamed = sum(max(row) for row in confusion)
     # Rows that are right under one naming only are the discordant pairs of McNemar's test.
     if not (renamed - right >= 0.10 * total and (renamed - right) ** 2 > 25 * (renamed + right)):
         return None
@@ -191,6 +188,17 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
             f"{100 * right / total:.1f} %",
         ),
     )
+
+
+def renamed_rows(record: Record) -> int:
+    """Rows of the probe that would be right with each class renamed to the one that its rows are mostly given to; 0 if
+    that is no permutation of the classes, or fewer than 30 rows tell.
+    """
+    confusion = record.arrays.get("confusion") or []
+    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
+    if sum(map(sum, confusion)) < 30 or len(set(places)) < len(places):
+        return 0
+    return sum(map(max, confusion))
 
 
 def validation_too_small(evidence: Evidence) -> Cause | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning_lossacc import trends
 from lightning_lossacc.diagnosis.changes import ABSOLUTE_FLOOR, Opening, Stream, practical_floor
 
@@ -21,7 +23,7 @@ def plateau(stream: Stream, is_open: bool) -> Opening | None:
         return None
     details = {"plateau": float(found.window), "plateau_change": found.change}
     onset = stream.series[-found.window].epoch
-    return Opening("plateau", stream.evidence(stream.series[-1], details=details), onset)
+    return Opening("plateau", replace(stream.state, details=details), onset)
 
 
 def oscillation(stream: Stream, is_open: bool) -> Opening | None:
@@ -33,7 +35,7 @@ def oscillation(stream: Stream, is_open: bool) -> Opening | None:
         return None
     details = {"swing": 2 * found.amplitude, "swing_window": float(found.window)}
     onset = stream.series[-found.window].epoch
-    return Opening("oscillation", stream.evidence(stream.series[-1], details=details), onset)
+    return Opening("oscillation", replace(stream.state, details=details), onset)
 
 
 def spike(stream: Stream, is_open: bool) -> Opening | None:
@@ -43,4 +45,4 @@ def spike(stream: Stream, is_open: bool) -> Opening | None:
         return None
     epoch = stream.series[-RECENT:][found.index].epoch
     details = {"spike_epoch": float(epoch), "spike_height": found.height}
-    return Opening("spike", stream.evidence(stream.series[-1], details=details), epoch)
+    return Opening("spike", replace(stream.state, details=details), epoch)

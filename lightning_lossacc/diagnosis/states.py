@@ -9,7 +9,7 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, unlearned_spread
+from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, renamed_rows, unlearned_spread
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
@@ -46,7 +46,7 @@ def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
     """Classes occur in other shares than in training, to the loss of validation."""
 
     def holds(record: Record) -> bool:
-        return prior_shift(replace(stream.evidence(record), current=record)) is not None
+        return prior_shift(replace(stream.state, reference=record, current=record)) is not None
 
     if "train_classes" not in stream.series[-1].arrays:
         return None
@@ -62,7 +62,7 @@ def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
             return False
         if "classes" not in record.arrays:
             return values["accuracy"] - values.get("balanced_accuracy", math.nan) >= 0.15
-        return class_imbalance(replace(stream.evidence(record), current=record)) is not None
+        return class_imbalance(replace(stream.state, reference=record, current=record)) is not None
 
     return _state("accuracy-hides-classes", stream, holds, HIDDEN_EVALUATIONS)
 
@@ -72,14 +72,14 @@ def few_items(stream: Stream, is_open: bool) -> Opening | None:
     newest = stream.series[-1]
     if not newest.num_items < TINY_SET or len(stream.series) < 3 or "nll" not in newest.values:
         return None
-    return Opening("few-items", stream.evidence(newest), newest.epoch)
+    return Opening("few-items", stream.state, newest.epoch)
 
 
 def loss_high(stream: Stream, is_open: bool) -> Opening | None:
     """The loss of one evaluation is far above what the same answers cost with fitting confidence."""
     series = stream.series
     if series[-1].arrays.get("looks_like") == "probabilities":
-        return Opening("loss-high-for-accuracy", stream.evidence(series[-1]), series[-1].epoch)
+        return Opening("loss-high-for-accuracy", stream.state, series[-1].epoch)
 
     def holds(record: Record) -> bool:
         loss = loss_of(record)
@@ -109,7 +109,7 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
     if len(series) < STUCK_EVALUATIONS and not (constant and is_log):
         return None
     if not is_log:
-        evidence = stream.evidence(current)
+        evidence = stream.state
         prior = evidence.label_entropy
         refined = min(record.values.get("refinement_nll", math.nan) for record in series)
         spread = unlearned_spread(current, prior)
@@ -124,13 +124,13 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
         pinned = max(finite) - min(finite) <= 0.005 and finite[-1] < 0.99
         if not (constant or (unmoved and pinned)):
             return None
-        evidence = stream.evidence(current)
+        evidence = stream.state
     return Opening("accuracy-stuck", evidence, series[0].epoch, lasting=is_log or settled(stream.losses))
 
 
 def logged_differs(stream: Stream, is_open: bool) -> Opening | None:
     """A loss or an accuracy that the user logs is not that of the captured logits."""
-    evidence = stream.evidence(stream.series[-1])
+    evidence = stream.state
     if wrong_accuracy(evidence) is None and loss_mismatch(evidence) is None:
         return None
     return Opening("logged-differs", evidence, stream.series[-1].epoch)
@@ -141,13 +141,13 @@ def better_than_train(stream: Stream, is_open: bool) -> Opening | None:
     current = stream.series[-1]
     if not (current.arrays.get("duplicates") or 0.0) >= DUPLICATES_SHARE:
         return None
-    return Opening("val-better-than-train", stream.evidence(current), current.epoch)
+    return Opening("val-better-than-train", stream.state, current.epoch)
 
 
 def train_eval_gap(stream: Stream, is_open: bool) -> Opening | None:
     """Training rows score far worse in eval mode than in train mode."""
     last = stream.series[-1]
-    evidence = stream.evidence(last)
+    evidence = stream.state
     if train_eval_mismatch(evidence) is None:
         return None
     return Opening("train-eval-gap", evidence, last.epoch)
@@ -192,7 +192,7 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool], enough: 
     lasting = outside_fit or (held >= LASTING and (settled(stream.losses) or _stays_miscalibrated(series)))
     if enough is not None:
         lasting = outside_fit or held >= enough
-    return Opening(event, stream.evidence(series[-1]), series[-held].epoch, lasting=lasting)
+    return Opening(event, stream.state, series[-held].epoch, lasting=lasting)
 
 
 def _stays_miscalibrated(series: list[Record]) -> bool:
@@ -207,10 +207,6 @@ def _stays_miscalibrated(series: list[Record]) -> bool:
 
 
 def _renamed(record: Record) -> float:
-    """Accuracy with each class renamed to the one that its rows are mostly given to; 0 unless that is a permutation."""
-    confusion = record.arrays.get("confusion")
-    total = sum(map(sum, confusion)) if confusion else 0
-    if total < 30:
-        return 0.0
-    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
-    return sum(map(max, confusion)) / total if len(set(places)) == len(places) else 0.0
+    """Accuracy with the classes renamed; 0 unless that is a permutation."""
+    rows = renamed_rows(record)
+    return rows / sum(map(sum, record.arrays["confusion"])) if rows else 0.0
