@@ -23,8 +23,7 @@ from lightning_lossacc.sums import EVALUATION_TEMPERATURES, InputKind, Layout, T
 class LossAccuracy(Metric):
     """Loss, accuracy, margin, confidence, calibration and refinement of a classifier in one pass over its logits.
 
-    Constant memory, no host synchronisation in `update` on a GPU once the kernels run there, exact under any split into
-    batches, ranks and shards. Definitions: `lightning_lossacc.kernels.reference` (rows),
+    Constant memory, no host synchronisation in `update` on a GPU, exact under any split into batches, ranks and shards. Definitions: `lightning_lossacc.kernels.reference` (rows),
     `lightning_lossacc.quantities`.
 
     Args:
@@ -36,6 +35,8 @@ class LossAccuracy(Metric):
         temperatures: grid of the refinement; empty switches it off and is faster.
         per_class: whether class tables and balanced accuracy are kept.
         input_kind: what `preds` are; never guessed from their values.
+        backend: `"auto"` counts by Triton on a CUDA device and by PyTorch elsewhere, `"triton"` and `"reference"`
+            insist on one of them; see `backend_for`.
         kwargs: see `torchmetrics.Metric`; `dist_sync_on_step` is refused, since `forward` never synchronises.
 
     Raises:
@@ -65,6 +66,7 @@ class LossAccuracy(Metric):
         temperatures: tuple[float, ...] = EVALUATION_TEMPERATURES,
         per_class: bool = True,
         input_kind: InputKind = "logits",
+        backend: kernels.Backend = "auto",
         **kwargs: Any,
     ) -> None:
         if kwargs.get("dist_sync_on_step"):
@@ -72,6 +74,7 @@ class LossAccuracy(Metric):
                 "Expected `dist_sync_on_step` to be False, but got True; `forward` returns the values of its own batch."
             )
         super().__init__(**kwargs)
+        self.backend = kernels.expect_backend(backend)
         if task == "binary":
             num_classes = 2 if num_classes is None else num_classes
         if num_classes is None:
@@ -106,7 +109,11 @@ class LossAccuracy(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds a batch; shapes and errors as in `lightning_lossacc.kernels.row_statistics`."""
-        kernels.row_statistics(preds, target, self.counts, self.sums, self.layout)
+        kernels.row_statistics(preds, target, self.counts, self.sums, self.layout, self.backend)
+
+    def backend_for(self, preds: Tensor) -> kernels.Choice:
+        """Name of the implementation that counts such logits, `"triton"` or `"reference"`, and the reason."""
+        return kernels.choose(preds, self.layout, self.backend)
 
     def compute(self) -> Any:
         """All quantities by name (`lightning_lossacc.quantities.KEYS`), as scalar float64 tensors on the metric's
@@ -117,7 +124,7 @@ class LossAccuracy(Metric):
     def forward(self, preds: Tensor, target: Tensor) -> Any:
         """Adds a batch and returns the quantities of this batch alone."""
         counts, sums = self.layout.zeros(self.device)
-        kernels.row_statistics(preds, target, counts, sums, self.layout)
+        kernels.row_statistics(preds, target, counts, sums, self.layout, self.backend)
         self.counts.add_(counts)
         self.sums.add_(sums)
         self._update_count += 1

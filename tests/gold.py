@@ -69,3 +69,44 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], edges:
             gap = math.fsum(hits[i] for i in members) - math.fsum(confidences[i] for i in members)
             total += abs(gap) / count
     return total
+
+
+def totals(
+    rows: Sequence[Sequence[float]], labels: Sequence[int], top_k: int, ignore_index: int | None = -100
+) -> dict[str, object]:
+    """Counts and sums of a layout by formula, for one row an item."""
+    num_classes = len(rows[0])
+    fates = [fate(row, label, ignore_index) for row, label in zip(rows, labels, strict=True)]
+    kept = [(row, label) for row, label, fate in zip(rows, labels, fates, strict=True) if fate == COUNTED]
+    nlls = [nll(row, label) for row, label in kept]
+    hits = [predicted(row) == label for row, label in kept]
+    margins = [margin(row, label) for row, label in kept]
+    classes = range(num_classes)
+    return {
+        "rows": len(kept),
+        "items": len(kept),
+        **{name: fates.count(name) for name in (IGNORED, INVALID, NON_FINITE)},
+        "correct": sum(hits),
+        "ties": sum(value == 0 for value in margins),
+        "top_k": sum(rank(row, label) < top_k for row, label in kept),
+        "margin_rows": sum(math.isfinite(value) for value in margins),
+        "items_rows_squared": len(kept),
+        "items_rows_correct": sum(hits),
+        "items_correct_squared": sum(hits),
+        "class_rows": [sum(label == index for _, label in kept) for index in classes],
+        "class_predicted": [sum(predicted(row) == index for row, _ in kept) for index in classes],
+        "class_correct": [
+            sum(hit and label == index for hit, (_, label) in zip(hits, kept, strict=True)) for index in classes
+        ],
+        "nll": math.fsum(nlls),
+        "items_nll_squared": math.fsum(value * value for value in nlls),
+        "items_rows_nll": math.fsum(nlls),
+        "margin": math.fsum(value for value in margins if math.isfinite(value)),
+        "confidence": math.fsum(max(probabilities(row)) for row, _ in kept),
+        "entropy": math.fsum(entropy(row) for row, _ in kept),
+        "brier": math.fsum(brier(row, label) for row, label in kept),
+        "class_nll": [
+            math.fsum(value for value, (_, label) in zip(nlls, kept, strict=True) if label == index)
+            for index in classes
+        ],
+    }

@@ -1,7 +1,7 @@
 """The door to the kernels: checks arguments once, brings them into one shape, and says which implementation runs.
 
-Every operation takes `(logits, target, counts, sums, layout)`: tensors, never a metric. Today there is one
-implementation, plain PyTorch on any device.
+Every operation takes `(logits, target, counts, sums, layout)`: tensors, never a metric. On a CUDA device Triton reads
+the logits once; everywhere else, and for dtypes that Triton does not take, plain PyTorch gives the same numbers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,28 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_lossacc.kernels import reference
+from lightning_lossacc.kernels import library, loss_reference, reference
+from lightning_lossacc.kernels.backend import BACKENDS, Backend, Choice, choose, expect_backend
 from lightning_lossacc.sums import Layout
 
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Choice",
+    "canonical",
+    "choose",
+    "expect_backend",
+    "item_values",
+    "loss_backward",
+    "loss_forward",
+    "precompile",
+    "row_statistics",
+]
 
-def row_statistics(preds: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+
+def row_statistics(
+    preds: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout, backend: Backend = "auto"
+) -> None:
     """Adds a batch to the two vectors of `layout`, in place; see `reference` for every formula.
 
     Args:
@@ -25,13 +42,92 @@ def row_statistics(preds: Tensor, target: Tensor, counts: Tensor, sums: Tensor, 
             floats of the shape of `preds` (a row that is not one-hot is counted as unsupported).
         counts: (layout.size_counts,) int64.
         sums: (layout.size_sums,) float64.
+        backend: see `choose`.
 
     Raises:
-        ValueError: if shapes or class counts do not fit together.
+        ValueError: if shapes or class counts do not fit together, or the backend cannot run.
         TypeError: if a dtype does not fit.
+        RuntimeError: within `torch.func` transforms, whose tensors cannot be counted.
     """
+    if torch.compiler.is_compiling():
+        library.row_statistics(preds.detach(), target.detach(), counts, sums, layout, backend)
+        return
+    _refuse_transforms(preds, target)
+    if choose(preds, layout, backend).name == "triton":
+        from lightning_lossacc.kernels import launch
+
+        logits, index = canonical(preds, target, layout, wide_target=False)
+        launch.statistics(logits, index, counts, sums, layout)
+        return
     logits, index = canonical(preds, target, layout)
     reference.row_statistics(logits, index, counts, sums, layout)
+
+
+library.serve(row_statistics)
+
+
+def loss_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    counts: Tensor | None = None,
+    sums: Tensor | None = None,
+    layout: Layout | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Loss and log-sum-exp of every row, filling the vectors of `layout` in the same pass if there is one.
+
+    Arguments and results as in `loss_reference.loss_forward`.
+    """
+    if choose(logits, layout, backend).name == "triton":
+        from lightning_lossacc.kernels import launch
+
+        return launch.loss_rows(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)
+    return loss_reference.loss_forward(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)
+
+
+def loss_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_lse: Tensor,
+    row_scale: Tensor,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Gradient of a total by the logits; arguments as in `loss_reference.loss_backward`."""
+    if choose(logits, None, backend).name == "triton":
+        from lightning_lossacc.kernels import launch
+
+        return launch.loss_gradient(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
+    return loss_reference.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
+
+
+def precompile(layout: Layout, dtype: torch.dtype, device: torch.device | str, rows_per_item: int = 1) -> bool:
+    """Compiles what contiguous batches of this kind need, so that no training step waits for it.
+
+    Args:
+        layout: what will be counted.
+        dtype: of the logits.
+        device: where they will be.
+        rows_per_item: rows of an item, 1 for (N, C).
+
+    Returns:
+        Whether there was something to compile.
+    """
+    logits = torch.zeros(1, 1 if layout.task == "binary" else layout.num_classes, rows_per_item, dtype=dtype,
+                         device=device)  # fmt: skip
+    if choose(logits, layout).name != "triton":
+        return False
+    counts, sums = layout.zeros(device)
+    target = torch.zeros(1, rows_per_item, dtype=torch.int64, device=device)
+    from lightning_lossacc.kernels import launch
+
+    launch.statistics(logits, target, counts, sums, layout)
+    return True
 
 
 def item_values(preds: Tensor, target: Tensor, layout: Layout) -> Tensor:
@@ -40,8 +136,8 @@ def item_values(preds: Tensor, target: Tensor, layout: Layout) -> Tensor:
     return reference.item_values(logits, index, layout)
 
 
-def canonical(preds: Tensor, target: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Logits (I, C, R) and int64 target (I, R), detached, as views where the strides allow.
+def canonical(preds: Tensor, target: Tensor, layout: Layout, wide_target: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits (I, C, R) and target (I, R), int64 if `wide_target`, detached, as views where the strides allow.
 
     Raises:
         ValueError, TypeError: see `row_statistics`.
@@ -63,7 +159,15 @@ def canonical(preds: Tensor, target: Tensor, layout: Layout) -> tuple[Tensor, Te
         logits = torch.logit(logits) if layout.task == "binary" else logits.log()
     elif layout.input_kind == "log_probabilities" and layout.task == "binary":
         logits = logits - torch.log(-torch.expm1(logits))
-    return logits, index
+    return logits, index.long() if wide_target else index
+
+
+def _refuse_transforms(preds: Tensor, target: Tensor) -> None:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if wrapped(preds) or wrapped(target):
+        raise RuntimeError(
+            "Expected plain tensors, but got those of a torch.func transform; count the logits outside of it."
+        )
 
 
 def _multiclass(preds: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +198,7 @@ def _multiclass(preds: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor
         )
     rows_per_item = math.prod(rows_shape[1:])
     logits = preds.reshape(len(preds), num_classes, rows_per_item)
-    return logits, target.long().reshape(len(preds), rows_per_item)
+    return logits, target.reshape(len(preds), rows_per_item)
 
 
 def _binary(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,4 +220,4 @@ def _binary(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         # A fraction is a soft label; another whole number may be `ignore_index`, else it is an invalid class.
         target = torch.where(single | whole, index, reference.UNSUPPORTED_TARGET)
     rows_per_item = math.prod(squeezed[1:])
-    return preds.reshape(len(preds), 1, rows_per_item), target.long().reshape(len(preds), rows_per_item)
+    return preds.reshape(len(preds), 1, rows_per_item), target.reshape(len(preds), rows_per_item)

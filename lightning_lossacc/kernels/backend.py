@@ -1,0 +1,86 @@
+"""Which implementation runs where, and why: Triton on a CUDA device, plain PyTorch everywhere else."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lossacc.kernels.plan import LARGEST_GRID
+from lightning_lossacc.sums import Layout
+
+Backend = Literal["auto", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = ("auto", "triton", "reference")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Threads of a cell of a launch's grid; a lane kernel has one for 64 rows, so that 2^31 rows are far away.
+OLDEST_CAPABILITY = (7, 0)
+
+
+class Choice(NamedTuple):
+    """What runs, and why nothing else does."""
+
+    name: Literal["triton", "reference"]
+    reason: str
+
+
+def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "auto") -> Choice:
+    """What runs for these logits.
+
+    Args:
+        logits: only dtype and device are looked at.
+        layout: what is counted; None for a loss alone.
+        requested: `"auto"` takes Triton where it can, `"reference"` plain PyTorch, `"triton"` raises where it cannot.
+
+    Raises:
+        ValueError: if `requested` is unknown, or `"triton"` cannot run.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"Expected `backend` to be one of {BACKENDS}, but got {requested!r}.")
+    if requested == "reference":
+        return Choice("reference", "it was asked for")
+    obstacle = _obstacle(logits.device.type, logits.device.index, logits.dtype, layout)
+    if not obstacle:
+        return Choice("triton", "it was asked for" if requested == "triton" else "it can")
+    if requested == "triton":
+        raise ValueError(f"Expected `backend='triton'` to be possible, but {obstacle}; use 'auto' or 'reference'.")
+    if logits.device.type == "cuda":
+        _explain(obstacle)
+    return Choice("reference", obstacle)
+
+
+def expect_backend(backend: str) -> Backend:
+    """The argument, if it is the name of a backend.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"Expected `backend` to be one of {BACKENDS}, but got {backend!r}.")
+    return backend
+
+
+@functools.lru_cache(maxsize=256)
+def _obstacle(device: str, index: int | None, dtype: torch.dtype, layout: Layout | None) -> str:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device not in ("cuda", "cpu") or (device == "cpu" and not interpreted):
+        return f"logits on a {device} device are counted by PyTorch"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda" and torch.cuda.get_device_capability(index) < OLDEST_CAPABILITY:
+        return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+    if dtype not in TRITON_DTYPES:
+        return f"logits of {dtype} are counted by PyTorch"
+    if layout is not None and len(layout.temperatures) > LARGEST_GRID:
+        return f"a grid of more than {LARGEST_GRID} temperatures is counted by PyTorch"
+    return ""
+
+
+@functools.lru_cache(maxsize=8)
+def _explain(obstacle: str) -> None:
+    """Once a process and reason: the same numbers come slower, and nothing else tells why."""
+    warnings.warn(f"lossacc counts without its Triton kernels: {obstacle}.", stacklevel=4)

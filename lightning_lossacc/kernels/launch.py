@@ -1,0 +1,294 @@
+"""From tensors to launches: which kernel, how many programs, and no more than one copy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lightning_lossacc.kernels.gradient import lane_gradient, row_gradient
+from lightning_lossacc.kernels.lanewise import item_kernel, lane_kernel
+from lightning_lossacc.kernels.plan import plan_of
+from lightning_lossacc.kernels.rowwise import row_kernel
+from lightning_lossacc.margin_bins import margin_edges
+from lightning_lossacc.sums import Layout
+
+# Up to this many classes a row is a lane's, and its logits stay in registers.
+FEW_CLASSES = 32
+# From this many rows of an item on, tiles end with their item.
+LONG_ITEM = 64
+LANE_ROWS = 64
+LANE_WARPS = 1
+GRADIENT_BLOCK = 4096
+LARGEST_SPLIT = 64
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What a launch without statistics, or without a loss, leaves unused.
+NO_LAYOUT = Layout(num_classes=2, temperatures=(), per_class=False)
+
+
+def statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+    """Adds a batch to the two vectors of `layout`, in place, without a host synchronisation.
+
+    Args:
+        logits: (I, C, R) float16, bfloat16 or float32 with any strides; (I, 1, R) for the binary task.
+        target: (I, R) of any integer dtype, with any strides.
+        counts, sums: as in `reference.row_statistics`.
+    """
+    _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False)
+
+
+def loss_rows(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    counts: Tensor | None,
+    sums: Tensor | None,
+    layout: Layout | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and log-sum-exp of every row, (I * R,) float32 each; with a `layout` its vectors are filled as well.
+
+    Args:
+        logits, target, counts, sums: as in `statistics`.
+        weight: (C,) of a float dtype, or None.
+        ignore_index: rows with this target have loss 0.
+        label_smoothing: e in [0, 1].
+    """
+    return _launch(
+        logits, target, counts, sums, layout, weight, ignore_index, label_smoothing, layout is not None, True
+    )
+
+
+def loss_gradient(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_lse: Tensor,
+    row_scale: Tensor,
+) -> Tensor:
+    """Gradient of the cross-entropy by the logits, of their shape and dtype; see `gradient`.
+
+    Args:
+        logits, target, weight, ignore_index, label_smoothing: as in `loss_rows`.
+        row_lse: (I * R,) float32, from `loss_rows`.
+        row_scale: incoming gradient of each row's loss, (I * R,) float32, or one for all rows, ().
+    """
+    items, num_classes, rows_per_item = logits.shape
+    num_rows = items * rows_per_item
+    gradient = torch.empty_like(logits)
+    if gradient.numel() == 0:
+        return gradient
+    weights = logits if weight is None else _with_sum(weight)
+    tensors = (logits, target, weights, row_lse, row_scale.float(), gradient)
+    item_stride, class_stride, row_stride = logits.stride()
+    numbers = (ignore_index, float(label_smoothing), float(label_smoothing) / num_classes)
+    shared = dict(
+        C=num_classes, HAS_IGNORE=True, WEIGHTED=weight is not None, SMOOTH=label_smoothing > 0,
+        SHARED_SCALE=row_scale.ndim == 0, FUSED=not INTERPRETED, **_options(),
+    )  # fmt: skip
+    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
+        if num_classes > FEW_CLASSES and class_stride == 1 and gradient.stride() == logits.stride():
+            block = min(GRADIENT_BLOCK, triton.next_power_of_2(num_classes))
+            parts = -(-num_classes // block)
+            row_gradient[(num_rows * parts,)](
+                *tensors, rows_per_item, item_stride, row_stride, *target.stride(), *numbers,
+                BLOCK=block, PARTS=parts, num_warps=4, **shared,
+            )  # fmt: skip
+        else:
+            item_step, class_step, row_step = gradient.stride()
+            rows = 128
+            lane_gradient[(-(-num_rows // rows),)](
+                *tensors, num_rows, rows_per_item, item_stride, row_stride, class_stride, *target.stride(),
+                item_step, row_step, class_step, *numbers, ROWS=rows, num_warps=4, **shared,
+            )  # fmt: skip
+    return gradient
+
+
+def _with_sum(weight: Tensor) -> Tensor:
+    """(C + 1,) float32: the weights and, behind them, their sum."""
+    weight = weight.float()
+    return torch.cat((weight, weight.sum().reshape(1)))
+
+
+def _launch(
+    logits: Tensor,
+    target: Tensor,
+    counts: Tensor | None,
+    sums: Tensor | None,
+    layout: Layout | None,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    smoothing: float,
+    with_stats: bool,
+    with_loss: bool,
+) -> Any:
+    items, columns, rows_per_item = logits.shape
+    num_rows = items * rows_per_item
+    num_classes = 2 if layout is not None and layout.task == "binary" else columns
+    if layout is not None:
+        ignore_index = layout.ignore_index
+    device = logits.device
+    losses = torch.empty(2, num_rows, dtype=torch.float32, device=device) if with_loss else None
+    if num_rows == 0:
+        return None if losses is None else (losses[1], losses[0])
+    plan = plan_of(layout if with_stats else NO_LAYOUT)
+    by_item = with_stats and rows_per_item > 1
+    item_size = 3 + 2 * len(plan.grid)
+    workspace = torch.zeros(items * (item_size + 1), dtype=torch.float64, device=device) if by_item else sums
+    weights = None if weight is None else _with_sum(weight)
+    row_stride = logits.stride(2) if rows_per_item > 1 else 0
+    kept = (counts, sums, _edges(device), workspace)
+    unused = logits
+    tensors = (
+        logits, target,
+        *((unused if tensor is None else tensor) for tensor in kept),
+        unused if weights is None else weights,
+        *((unused, unused) if losses is None else (losses[0], losses[1])),
+    )  # fmt: skip
+    # A dimension of one has any stride; the kernels are specialised by it, and must not be made anew for one row.
+    strides = (logits.stride(0) if items > 1 else columns * rows_per_item, row_stride)
+    target_strides = (target.stride(0) if items > 1 else rows_per_item, target.stride(1) if rows_per_item > 1 else 0)
+    ignore = 0 if ignore_index is None else ignore_index
+    numbers = (ignore, float(smoothing), float(smoothing) / num_classes)
+    shared = constants(layout, ignore_index is not None, with_loss, weight is not None, smoothing > 0, num_classes)
+    shared = shared | {"BY_ITEM": by_item}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        if num_classes > FEW_CLASSES and logits.stride(1) == 1:
+            _row_launch(tensors, num_rows, rows_per_item, strides, target_strides, numbers, shared, logits)
+        else:
+            _lane_launch(tensors, num_rows, rows_per_item, (*strides, logits.stride(1)), target_strides, numbers,
+                         shared, columns == 1)  # fmt: skip
+        if by_item:
+            item_kernel[(1,)](
+                workspace, counts, sums, items, ITEMS=min(1024, triton.next_power_of_2(items)), ITEM_SIZE=item_size,
+                T=len(plan.grid), COUNT_HALF=plan.count_half, SUM_GRID=plan.sum_grid, num_warps=4,
+                **_options(),
+            )  # fmt: skip
+    return None if losses is None else (losses[1], losses[0])
+
+
+def _row_launch(
+    tensors: tuple[Tensor, ...], num_rows: int, rows_per_item: int, strides: tuple[int, int],
+    target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], logits: Tensor,
+) -> None:  # fmt: skip
+    num_classes = shared["C"]
+    num_warps, block, vector = row_shape(num_classes, logits.element_size())
+    most = row_programs(logits.device, num_warps)
+    split, chunk = row_split(num_rows, num_classes, block, most)
+    numbers_a_part = 5 + 2 * len(shared["BETAS"])
+    if split > 1:
+        parts = torch.zeros(num_rows * split * numbers_a_part, dtype=torch.float32, device=logits.device)
+        tickets = torch.zeros(num_rows, dtype=torch.int32, device=logits.device)
+    else:
+        parts = tickets = logits
+    row_kernel[(min(num_rows * split, most),)](
+        *tensors, parts, tickets, num_rows, rows_per_item, *strides, *target_strides, *numbers,
+        BLOCK=block, CHUNK=chunk, SPLIT=split, LANES=32 * num_warps, VEC=vector, num_warps=num_warps, **shared,
+        **_options(),
+    )  # fmt: skip
+
+
+def row_split(num_rows: int, num_classes: int, block: int, programs: int) -> tuple[int, int]:
+    """(parts of a row, classes of a part): 1, or a power of two while rows are too few to fill the device.
+
+    A power of two, and only where the device would stand half idle, so that a last small batch rarely needs a kernel of
+    its own.
+    """
+    split = 1
+    while 2 * split * num_rows <= programs and num_classes >= 8 * split * block and split < LARGEST_SPLIT:
+        split *= 2
+    blocks = -(-num_classes // block)
+    return split, -(-blocks // split) * block
+
+
+def _lane_launch(
+    tensors: tuple[Tensor, ...], num_rows: int, rows_per_item: int, strides: tuple[int, int, int],
+    target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], binary: bool,
+) -> None:  # fmt: skip
+    one_item = shared["BY_ITEM"] and rows_per_item >= LONG_ITEM
+    rows = LANE_ROWS
+    tiles = num_rows // rows_per_item * -(-rows_per_item // rows) if one_item else -(-num_rows // rows)
+    own = {name: value for name, value in shared.items() if name != "CELLS"}
+    lane_kernel[(tiles,)](
+        *tensors, num_rows, rows_per_item, *strides, *target_strides, *numbers,
+        ROWS=rows, BINARY=binary, KEEP=shared["C"] <= FEW_CLASSES, ONE_ITEM=one_item,
+        num_warps=LANE_WARPS, **own, **_options(),
+    )  # fmt: skip
+
+
+def row_shape(num_classes: int, element_size: int) -> tuple[int, int, int]:
+    """(warps, block, numbers of a 16-byte load) of the row kernel: a fixed table, nothing is tried out in training."""
+    vector = 16 // element_size
+    num_warps = 1 if num_classes <= 16384 else 4
+    most = 32 * num_warps * 32
+    return num_warps, max(32 * num_warps * vector, min(most, triton.next_power_of_2(num_classes))), vector
+
+
+@functools.lru_cache(maxsize=16)
+def row_programs(device: torch.device, num_warps: int) -> int:
+    """Programs of a launch: enough to fill the device, few enough that each sums many rows."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 16 // num_warps)
+
+
+@functools.lru_cache(maxsize=64)
+def constants(
+    layout: Layout | None, has_ignore: bool, with_loss: bool, weighted: bool, smooth: bool, num_classes: int
+) -> dict[str, Any]:
+    """What both kernels are compiled for; no statistics without a layout."""
+    with_stats = layout is not None
+    layout = layout or NO_LAYOUT
+    plan = plan_of(layout)
+    betas, source, firsts = plan.betas, plan.source, tuple(
+        place == plan.one or place in plan.grid for place in range(len(plan.betas))
+    )  # fmt: skip
+    if not with_stats:
+        # The log-sum-exp alone.
+        betas, source, firsts = (1.0,), (-1,), (False,)
+    return {
+        "C": num_classes,
+        "HAS_IGNORE": has_ignore,
+        "STATS": with_stats,
+        "LOSS": with_loss,
+        "WEIGHTED": weighted,
+        "SMOOTH": with_loss and smooth,
+        "ITEM_SIZE": 3 + 2 * len(plan.grid),
+        "FUSED": not INTERPRETED,
+        "GRID": plan.grid,
+        "BETAS": betas,
+        "SOURCE": source,
+        "FIRSTS": firsts,
+        "ONE": betas.index(1.0),
+        "TWO": plan.two if with_stats else 0,
+        "TOP_K": layout.top_k,
+        "NUM_BINS": layout.num_bins,
+        "CELLS": triton.next_power_of_2(2 * layout.num_bins),
+        "PER_CLASS": layout.per_class,
+        "COUNT_HALF": plan.count_half,
+        "COUNT_CELLS": plan.count_cells,
+        "COUNT_MARGIN": plan.count_margin,
+        "COUNT_CLASS": plan.count_class,
+        "SUM_CELLS": plan.sum_cells,
+        "SUM_CLASS": plan.sum_class,
+        "SUM_GRID": plan.sum_grid,
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _edges(device: torch.device) -> Tensor:
+    """(129,) float32 edges of the margin histogram, kept for the life of the process."""
+    return torch.tensor(margin_edges(), dtype=torch.float32, device=device)
+
+
+def _options() -> dict[str, Any]:
+    # Multiply-add is fused on purpose; triton 3.10 no longer does so by itself.
+    return {} if INTERPRETED else {"enable_fp_fusion": True}

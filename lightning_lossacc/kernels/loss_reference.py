@@ -1,0 +1,223 @@
+"""The cross-entropy and its gradient in plain PyTorch: the definition, and the path that runs on a CPU.
+
+With z the logits of a row, y its target, w the class weights (1 without any), W = sum_c w_c, s the label smoothing and
+log p_c = z_c - max z - log sum_j exp(z_j - max z):
+
+    row loss      (1 - s) w_y (-log p_y) + (s / C) sum_c w_c (-log p_c)     nats (Szegedy et al. 2016 for s)
+    row gradient  p_c ((1 - s) w_y + (s / C) W) - (1 - s) w_y [c = y] - (s / C) w_c
+
+Ignored rows have loss 0 and gradient 0 whatever their logits, rows with any other target outside 0 ... C-1 have NaN
+for both. Rows are taken in chunks of about 2 MB that stay in the cache, so that nothing of size N x C is made but the
+gradient; nothing of that size is saved for the backward pass either, which computes the probabilities again. The
+caller's logits are never written to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lossacc.kernels import reference
+from lightning_lossacc.kernels.chunks import CHUNK_BYTES
+from lightning_lossacc.sums import Layout
+
+# Below this many contiguous classes a softmax over them fills no vector register: it is 5 to 20 times slower than over
+# the rows of a transposed copy (2 to 15 classes, AVX-512).
+FEW_CLASSES = 16
+
+
+def loss_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    counts: Tensor | None = None,
+    sums: Tensor | None = None,
+    layout: Layout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of every row; adds the batch to the two vectors of `layout` if there is one.
+
+    Args:
+        logits: (I, C, R) of a float dtype.
+        target: (I, R) int64.
+        weight: (C,), or None for ones.
+        ignore_index: target of rows that do not count.
+        label_smoothing: s, within 0 ... 1.
+        counts, sums: (layout.size_counts,) int64 and (layout.size_sums,) float64; needed with `layout` only.
+        layout: what is counted; its `ignore_index` is the loss's.
+
+    Returns:
+        Row loss and log sum_j exp(z_j), (N,) each for N = I * R rows, float32 (float64 for float64 logits). The second
+        means nothing in rows that are ignored or whose target has a logit that is not finite.
+    """
+    if layout is not None:
+        reference.row_statistics(logits, target, counts, sums, layout)
+    rows = _Rows.of(logits, target, weight, ignore_index)
+    items, num_classes, rows_per_item = logits.shape
+    target_index = rows.index.view(items, 1, rows_per_item)
+    target_logit = logits.gather(1, target_index).flatten().to(_wide(logits))  # (N,)
+    nll = torch.empty_like(target_logit)
+    spread = torch.empty_like(nll) if label_smoothing else None
+    for cut in _cuts(logits):
+        log_p = cut.normalised(logits, torch.log_softmax)
+        nll[cut.rows] = log_p.gather(cut.class_dim, cut.by_row(rows.index)).neg_().flatten()
+        if spread is not None:
+            if weight is not None:
+                log_p.mul_(cut.by_class(weight))
+            spread[cut.rows] = log_p.sum(cut.class_dim).neg_().flatten()
+    loss = rows.weighted(nll)
+    if spread is not None:
+        loss = loss * (1 - label_smoothing) + spread * (label_smoothing / num_classes)
+    return rows.blank(loss), target_logit + nll
+
+
+def loss_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_lse: Tensor,
+    row_scale: Tensor,
+) -> Tensor:
+    """Gradient of a total by the logits, a new tensor of their shape and dtype.
+
+    Args:
+        logits, target, weight, ignore_index, label_smoothing: as given to `loss_forward`.
+        row_lse: what it returned; not read here, since a softmax in the cache costs less than what would use it, and is
+            exact for logits with a large common offset.
+        row_scale: derivative of the total by the row losses, (N,) or one number for all.
+    """
+    del row_lse
+    rows = _Rows.of(logits, target, weight, ignore_index)
+    scale = row_scale.to(_wide(logits)).expand(len(rows.index))
+    own = rows.blank(rows.weighted(scale * (1 - label_smoothing)))  # (N,)
+    factor, spread = own, None
+    if label_smoothing:
+        spread = rows.blank(scale * (label_smoothing / logits.shape[1]))
+        factor = own + spread * (logits.shape[1] if weight is None else weight.to(own.dtype).sum())
+    grad = torch.empty_like(logits)
+    for cut in _cuts(logits):
+        place = cut.of(grad)
+        direct = place.dtype == own.dtype and place.is_contiguous()
+        # Everything is added up in float32 and stored once: p_y rounded to half precision before own is taken off
+        # would be wrong by a multiple of what is left.
+        part = cut.normalised(logits, torch.softmax, place if direct else None)
+        part.mul_(cut.by_row(factor))
+        if spread is not None:
+            part.addcmul_(cut.by_row(spread), cut.by_class(own.new_ones(1) if weight is None else weight), value=-1)
+        part.scatter_add_(cut.class_dim, cut.by_row(rows.index), cut.by_row(own).neg())
+        if rows.left_out is not None:
+            # A row's zero must not become NaN by logits that are not finite.
+            part.masked_fill_(cut.by_row(rows.left_out), 0)
+            part.masked_fill_(cut.by_row(rows.invalid), math.nan)
+        if not direct:
+            place.copy_(part)
+    return grad
+
+
+def denominator(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What a mean is divided by, one number: rows that are not ignored, or the sum of their w_y.
+
+    Args:
+        target: of any shape, int64; one that is no class counts as any class, since the sum of losses is NaN then.
+        weight: (C,), or None for ones.
+    """
+    counted = target != ignore_index
+    if weight is None:
+        return counted.sum()
+    # A sum of float32 weights would be the largest error of the mean; MPS knows no float64.
+    wide = torch.float32 if target.device.type == "mps" else torch.float64
+    return torch.where(counted, weight[target.clamp(0, len(weight) - 1)], 0).sum(dtype=wide)
+
+
+class _Rows(NamedTuple):
+    """What the targets of N rows say."""
+
+    index: Tensor  # (N,) int64 within 0 ... C-1, any where the target is no class
+    left_out: Tensor | None  # (N,) bool, ignored or invalid; None if no row is
+    invalid: Tensor | None  # (N,) bool; None if no row is left out
+    weight: Tensor | None  # (N,) w_y; None for ones
+
+    @classmethod
+    def of(cls, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> _Rows:
+        flat = target.reshape(-1)
+        index = flat.clamp(0, logits.shape[1] - 1)
+        chosen = None if weight is None else weight.to(_wide(logits))[index]
+        ignored, outside = flat == ignore_index, index != flat
+        left_out = ignored | outside
+        # On a GPU, where nothing is read, there may always be some.
+        if logits.device.type == "cpu" and not bool(left_out.any()):
+            return cls(index, None, None, chosen)
+        return cls(index, left_out, outside & ~ignored, chosen)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """Times w_y."""
+        return values if self.weight is None else values * self.weight
+
+    def blank(self, values: Tensor) -> Tensor:
+        """0 in ignored rows, NaN in invalid ones."""
+        if self.left_out is None:
+            return values
+        return torch.where(self.left_out, 0, values).masked_fill_(self.invalid, math.nan)
+
+
+class _Cut(NamedTuple):
+    """Some rows with all their classes, and how they are best laid out."""
+
+    items: slice
+    places: slice  # rows within an item
+    rows: slice  # the same, counted through all items
+    class_dim: int  # dimension of the classes in `of`
+    buffers: tuple[Tensor, Tensor]  # flat, reused from cut to cut
+
+    def of(self, logits: Tensor) -> Tensor:
+        """A view of logits (I, C, R) or of their gradient: (C, i, r), (i, C, r) or (i, r, C)."""
+        return logits[self.items, :, self.places].movedim(1, self.class_dim)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Values of rows (N,) beside the classes."""
+        items = self.items.stop - self.items.start
+        return values[self.rows].view(items, -1).unsqueeze(self.class_dim)
+
+    def by_class(self, values: Tensor) -> Tensor:
+        """Values of classes (C,) beside the rows."""
+        return values.to(self.buffers[0].dtype).view(-1, *[1] * (2 - self.class_dim))
+
+    def normalised(self, logits: Tensor, softmax: object, out: Tensor | None = None) -> Tensor:
+        """Probabilities or their logarithms, in `out` or in a buffer."""
+        source = self.of(logits)
+        copy, result = (buffer[: source.numel()].view(source.shape) for buffer in self.buffers)
+        if source.dtype != copy.dtype or not source.is_contiguous():
+            source = copy.copy_(source)
+        return softmax(source, self.class_dim, out=result if out is None else out)
+
+
+def _cuts(logits: Tensor) -> Iterator[_Cut]:
+    """Cuts logits (I, C, R) into chunks: whole items, or a part of one."""
+    items, classes, rows_per_item = logits.shape
+    if logits.numel() == 0:
+        return
+    wide = _wide(logits)
+    most = max(1, CHUNK_BYTES // (classes * wide.itemsize))
+    classes_last = rows_per_item == 1 or logits.stride(1) < logits.stride(2)
+    class_dim = 1 if not classes_last else 0 if classes < FEW_CLASSES else 2
+    group, length = max(1, most // rows_per_item), min(most, rows_per_item)
+    size = min(group, items) * length * classes
+    buffers = torch.empty(size, dtype=wide, device=logits.device), torch.empty(size, dtype=wide, device=logits.device)
+    for item in range(0, items, group):
+        last = min(item + group, items)
+        for first in range(0, rows_per_item, length):
+            end = min(first + length, rows_per_item)
+            start = item * rows_per_item + first
+            rows = slice(start, start + (last - item) * (end - first))
+            yield _Cut(slice(item, last), slice(first, end), rows, class_dim, buffers)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
