@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench bench-diagnosis lint clean
+.PHONY: demo test test-slow test-browser gallery gpu bench bench-diagnosis lint clean
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,9 +21,31 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
+
+# Pages of TensorBoard and the report in a real browser; a part of `make test`, skipped where there is no Chromium.
+test-browser: .venv/test
+	$(BIN)/python -m pytest tests/browser
+
+# The pictures that the README shows, from the demo's own runs; about three minutes.
+gallery: .venv/test
+	$(BIN)/python docs/gallery.py
+
+# On a machine with a CUDA device and its own python3 with torch, triton, lightning, torchmetrics and pytest: under nine
+# minutes, most important first; results are written as they come, and one failure does not stop the rest.
+gpu:
+	@status=0; export PYTHONPATH=.; run() { echo "== $$*"; "$$@" || status=1; }; \
+	run timeout 130 $(PYTHON) -m pytest -q -p no:cacheprovider -W default tests/triton; \
+	run timeout 100 $(PYTHON) benchmarks/bench_gpu_update.py; \
+	run timeout 100 $(PYTHON) benchmarks/bench_gpu_loss.py; \
+	run timeout 130 $(PYTHON) benchmarks/bench_gpu_step.py; \
+	for tool in memcheck racecheck; do \
+		run timeout 35 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q -p no:cacheprovider \
+			-W default tests/triton/test_statistics.py -k "memory_around or split_over"; \
+	done; exit $$status
 
 bench: .venv/test
 	$(BIN)/python benchmarks/bench_update.py

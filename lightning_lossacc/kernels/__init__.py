@@ -56,6 +56,17 @@ def row_statistics(
     if choose(preds, layout, backend).name == "triton":
         from lightning_lossacc.kernels import launch
 
+        if (
+            preds.ndim == 2
+            and target.ndim == 1
+            and preds.shape == (len(target), layout.num_classes)
+            and layout.task == "multiclass"
+            and layout.input_kind == "logits"
+            and not target.is_floating_point()
+            and preds.device == target.device
+        ):
+            launch.row_statistics(preds, target, counts, sums, layout)
+            return
         logits, index = canonical(preds, target, layout, wide_target=False)
         launch.statistics(logits, index, counts, sums, layout)
         return

@@ -43,12 +43,14 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
         raise ValueError(f"Expected `backend` to be one of {BACKENDS}, but got {requested!r}.")
     if requested == "reference":
         return Choice("reference", "it was asked for")
-    obstacle = _obstacle(logits.device.type, logits.device.index, logits.dtype, layout)
+    device = logits.device
+    num_temperatures = 0 if layout is None else len(layout.temperatures)
+    obstacle = _obstacle(device.type, device.index, logits.dtype, num_temperatures)
     if not obstacle:
         return Choice("triton", "it was asked for" if requested == "triton" else "it can")
     if requested == "triton":
         raise ValueError(f"Expected `backend='triton'` to be possible, but {obstacle}; use 'auto' or 'reference'.")
-    if logits.device.type == "cuda":
+    if device.type == "cuda":
         _explain(obstacle)
     return Choice("reference", obstacle)
 
@@ -65,7 +67,7 @@ def expect_backend(backend: str) -> Backend:
 
 
 @functools.lru_cache(maxsize=256)
-def _obstacle(device: str, index: int | None, dtype: torch.dtype, layout: Layout | None) -> str:
+def _obstacle(device: str, index: int | None, dtype: torch.dtype, num_temperatures: int) -> str:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device not in ("cuda", "cpu") or (device == "cpu" and not interpreted):
         return f"logits on a {device} device are counted by PyTorch"
@@ -75,7 +77,7 @@ def _obstacle(device: str, index: int | None, dtype: torch.dtype, layout: Layout
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
     if dtype not in TRITON_DTYPES:
         return f"logits of {dtype} are counted by PyTorch"
-    if layout is not None and len(layout.temperatures) > LARGEST_GRID:
+    if num_temperatures > LARGEST_GRID:
         return f"a grid of more than {LARGEST_GRID} temperatures is counted by PyTorch"
     return ""
 

@@ -73,6 +73,9 @@ def rows_per_chunk(logits: Tensor, layout: Layout) -> int:
 def gather_rows(logits: Tensor, rows: Tensor, layout: Layout) -> Tensor:
     """Chosen rows with all classes, (rows, C), as a copy in float32 or float64; two logits for the binary task."""
     rows_per_item = logits.shape[2]
-    chosen = logits[rows // rows_per_item, :, rows % rows_per_item]
+    if rows_per_item == 1:
+        chosen = logits[:, :, 0].index_select(0, rows)
+    else:
+        chosen = logits[rows // rows_per_item, :, rows % rows_per_item]
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     return torch.cat((torch.zeros_like(chosen), chosen), dim=1) if layout.task == "binary" else chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,6 +40,81 @@ def statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, lay
         counts, sums: as in `reference.row_statistics`.
     """
     _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False)
+
+
+class Recipe(NamedTuple):
+    """All of a launch for (N, C) logits that does not depend on the rows."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    edges: Tensor
+    ignore_index: int
+    programs: int  # of the row kernel; 0 for the lane kernel
+    block: int
+
+
+_RECIPES: dict[tuple[Any, ...], Recipe] = {}
+
+
+def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+    """`statistics` for logits (N, C) and integer targets (N,), where the host's time is the cost: no view is made.
+
+    Arguments otherwise as in `statistics`; the layout is of the multiclass task and of logits.
+    """
+    num_rows, num_classes = logits.shape
+    item_stride, class_stride = logits.stride()
+    device = logits.device
+    key = (layout.fingerprint, logits.dtype, device, class_stride == 1)
+    recipe = _RECIPES.get(key)
+    if recipe is None:
+        recipe = _RECIPES[key] = _recipe(logits, layout)
+    few = recipe.programs and row_split(num_rows, num_classes, recipe.block, recipe.programs)[0] > 1
+    if num_rows == 0 or few or (device.type == "cuda" and device.index != torch.cuda.current_device()):
+        statistics(logits.unsqueeze(2), target.unsqueeze(1), counts, sums, layout)
+        return
+    # Strides of a single row may be anything, and the kernels are specialised by them.
+    item_stride = item_stride if num_rows > 1 else num_classes
+    tensors = (logits, target, counts, sums, recipe.edges, sums, logits, logits, logits)
+    tail = (target.stride(0) if num_rows > 1 else 1, 0, recipe.ignore_index, 0.0, 0.0)
+    if recipe.programs:
+        recipe.kernel[(min(num_rows, recipe.programs),)](
+            *tensors, logits, logits, num_rows, 1, item_stride, 0, *tail, **recipe.constants
+        )
+    else:
+        recipe.kernel[(-(-num_rows // LANE_ROWS),)](
+            *tensors, num_rows, 1, item_stride, 0, class_stride, *tail, **recipe.constants
+        )
+
+
+def _recipe(logits: Tensor, layout: Layout) -> Recipe:
+    num_classes = logits.shape[1]
+    ignore_index = layout.ignore_index
+    shared = constants(layout, ignore_index is not None, False, False, False, num_classes) | {"BY_ITEM": False}
+    by_row = num_classes > FEW_CLASSES and logits.stride(1) == 1
+    if by_row:
+        num_warps, block, _ = row_shape(num_classes, logits.element_size())
+        programs = row_programs(logits.device, num_warps)
+        whole = _row_constants(num_classes, logits.element_size(), 1)
+        kernel = row_kernel
+    else:
+        programs = block = 0
+        whole = _lane_constants(num_classes, False, False)
+        kernel = lane_kernel
+        shared.pop("CELLS")
+    ignore = 0 if ignore_index is None else ignore_index
+    return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, programs, block)
+
+
+def _row_constants(num_classes: int, element_size: int, split: int) -> dict[str, Any]:
+    num_warps, block, vector = row_shape(num_classes, element_size)
+    chunk = triton.cdiv(triton.cdiv(num_classes, block), split) * block
+    return {"BLOCK": block, "CHUNK": chunk, "SPLIT": split, "LANES": 32 * num_warps, "VEC": vector,
+            "num_warps": num_warps}  # fmt: skip
+
+
+def _lane_constants(num_classes: int, binary: bool, one_item: bool) -> dict[str, Any]:
+    return {"ROWS": LANE_ROWS, "BINARY": binary, "KEEP": num_classes <= FEW_CLASSES, "ONE_ITEM": one_item,
+            "num_warps": LANE_WARPS}  # fmt: skip
 
 
 def loss_rows(
@@ -180,9 +255,9 @@ def _row_launch(
     target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], logits: Tensor,
 ) -> None:  # fmt: skip
     num_classes = shared["C"]
-    num_warps, block, vector = row_shape(num_classes, logits.element_size())
+    num_warps, block, _ = row_shape(num_classes, logits.element_size())
     most = row_programs(logits.device, num_warps)
-    split, chunk = row_split(num_rows, num_classes, block, most)
+    split, _ = row_split(num_rows, num_classes, block, most)
     numbers_a_part = 5 + 2 * len(shared["BETAS"])
     if split > 1:
         parts = torch.zeros(num_rows * split * numbers_a_part, dtype=torch.float32, device=logits.device)
@@ -191,8 +266,7 @@ def _row_launch(
         parts = tickets = logits
     row_kernel[(min(num_rows * split, most),)](
         *tensors, parts, tickets, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        BLOCK=block, CHUNK=chunk, SPLIT=split, LANES=32 * num_warps, VEC=vector, num_warps=num_warps, **shared,
-        **_options(),
+        **_row_constants(num_classes, logits.element_size(), split), **shared, **_options(),
     )  # fmt: skip
 
 
@@ -219,8 +293,7 @@ def _lane_launch(
     own = {name: value for name, value in shared.items() if name != "CELLS"}
     lane_kernel[(tiles,)](
         *tensors, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        ROWS=rows, BINARY=binary, KEEP=shared["C"] <= FEW_CLASSES, ONE_ITEM=one_item,
-        num_warps=LANE_WARPS, **own, **_options(),
+        **_lane_constants(shared["C"], binary, one_item), **own, **_options(),
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def loss_backward(
     del row_lse
     rows = _Rows.of(logits, target, weight, ignore_index)
     scale = row_scale.to(_wide(logits)).expand(len(rows.index))
-    own = rows.blank(rows.weighted(scale * (1 - label_smoothing)))  # (N,)
+    own = rows.blank(rows.weighted(scale * (1 - label_smoothing) if label_smoothing else scale))  # (N,)
     factor, spread = own, None
     if label_smoothing:
         spread = rows.blank(scale * (label_smoothing / logits.shape[1]))
@@ -146,13 +146,19 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> _Rows:
-        flat = target.reshape(-1)
-        index = flat.clamp(0, logits.shape[1] - 1)
-        chosen = None if weight is None else weight.to(_wide(logits))[index]
+        flat, num_classes = target.reshape(-1), logits.shape[1]
+        wide_weight = None if weight is None else weight.to(_wide(logits))
+        on_host = logits.device.type == "cpu"
+        if on_host and flat.numel() and not 0 <= ignore_index < num_classes:
+            low, high = flat.aminmax()
+            if int(low) >= 0 and int(high) < num_classes:
+                return cls(flat, None, None, None if wide_weight is None else wide_weight[flat])
+        index = flat.clamp(0, num_classes - 1)
+        chosen = None if wide_weight is None else wide_weight[index]
         ignored, outside = flat == ignore_index, index != flat
         left_out = ignored | outside
         # On a GPU, where nothing is read, there may always be some.
-        if logits.device.type == "cpu" and not bool(left_out.any()):
+        if on_host and not bool(left_out.any()):
             return cls(index, None, None, chosen)
         return cls(index, left_out, outside & ~ignored, chosen)
 

@@ -29,6 +29,8 @@ from lightning_lossacc.sums import Layout
 
 # exp(-1e4 / 8) is 0 in float64 too, so that this stands for a logit of -inf in products such as e * d.
 LOWEST_DIFFERENCE = -1.0e4
+# e^60 times 262 144 classes is far from float32's largest number.
+LARGEST_EXPONENT = 60.0
 # Sentinel of targets that are no single class (soft labels); outside every possible range of classes.
 UNSUPPORTED_TARGET = torch.iinfo(torch.int64).min
 
@@ -66,38 +68,46 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     safe_target = torch.where(considered, flat_target, 0)  # (N,)
     grid = len(layout.temperatures)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if layout.task == "binary":
+        own = torch.where(safe_target == 1, logits.reshape(-1).to(wide), 0)  # (N,)
+    else:
+        own = logits.gather(1, safe_target.view(target.shape).unsqueeze(1)).reshape(-1).to(wide)
     # A chunk gives only what needs all classes; the rest is computed once for all rows, not once a chunk.
-    raw = torch.empty((6 + 2 * grid, len(flat_target)), dtype=wide, device=logits.device)
+    raw = torch.empty((5 + 2 * grid, len(flat_target)), dtype=wide, device=logits.device)
     workspace: list[Tensor] = []
     for start, chunk, class_dim in chunks(logits, layout):
         rows = slice(start, start + chunk.shape[1 - class_dim])
-        workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5)]
+        workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5 if grid else 3)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
-        _reduce_classes(chunk, safe_target[rows], class_dim, layout, buffers, raw[:, rows])
+        _reduce_classes(chunk, safe_target[rows], own[rows], class_dim, layout, buffers, raw[:, rows])
 
-    top, target_logit, other_difference, total, first, squares = raw[:6]
-    target_difference = target_logit - top
-    # NaN and +inf reach the maximum, so that one test of a row's maximum and target finds every non-finite row.
-    finite = torch.isfinite(top) & torch.isfinite(target_logit)
-    # Either the target or the largest other class is 0 in the differences, so that the margin is rounded once.
-    margin = target_difference - other_difference
+    other, shift, total, first, squares = raw[:5]
+    # NaN and +inf reach the largest difference, so that one test of it and the target finds every non-finite row.
+    finite = torch.isfinite(own) & (other < math.inf)
+    margin = -other
     correct, predicted, top_k = _ranks(logits, safe_target, margin > 0, layout)
+    # The sums lack the target, whose difference from the common shift is minus the shift.
+    own_power = (-shift).exp()
+    total = total + own_power
+    first = first - shift * own_power
     log_total = total.log()
     inverse = torch.tensor([1 / temperature for temperature in layout.temperatures], dtype=wide, device=logits.device)
-    totals, firsts = raw[6 : 6 + grid], raw[6 + grid :]  # (T, N)
+    own_powers = torch.exp(-inverse[:, None] * shift)  # (T, N)
+    totals = raw[5 : 5 + grid] + own_powers
+    firsts = raw[5 + grid :] - shift * own_powers
     return RowValues(
         valid=finite & considered,
         finite=finite,
-        nll=log_total - target_difference,
+        nll=log_total + shift,
         margin=margin,
         correct=correct,
         predicted=predicted,
         top_k=top_k,
-        confidence=total.reciprocal(),
+        confidence=(other.clamp_min(0) - shift).exp() / total,
         entropy=log_total - first / total,
-        brier=squares / (total * total) - 2 * target_difference.exp() / total + 1,
-        temperature_nll=totals.log() - inverse[:, None] * target_difference,
-        temperature_slope=firsts / totals - target_difference,
+        brier=(squares + own_power * own_power) / (total * total) - 2 * own_power / total + 1,
+        temperature_nll=totals.log() + inverse[:, None] * shift,
+        temperature_slope=firsts / totals + shift,
     )
 
 
@@ -211,40 +221,56 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
 
 
 def _reduce_classes(
-    logits: Tensor, target: Tensor, class_dim: int, layout: Layout, buffers: list[Tensor], result: Tensor
+    logits: Tensor,
+    target: Tensor,
+    own: Tensor,
+    class_dim: int,
+    layout: Layout,
+    buffers: list[Tensor],
+    result: Tensor,
 ) -> None:
     """What needs all classes of a chunk's rows; the buffers are overwritten.
+
+    With d_j = z_j - z_y - s over the classes but the target, and a shift s that keeps every power representable:
 
     Args:
         logits: (rows, C) or (C, rows), not written to.
         target: (rows,) within 0 ... C-1.
+        own: (rows,) the target's logits.
         class_dim: dimension of the classes.
-        buffers: five of the chunk's shape.
-        result: (6 + 2 T, rows) maximum, logit of the target, largest other logit minus the maximum, S, sum e_j d_j,
-            sum e_j^2, then S_T and sum e_j^b d_j at each temperature.
+        buffers: three of the chunk's shape, five with a grid.
+        result: (5 + 2 T, rows) largest z_j - z_y, s, sum exp(d_j), sum exp(d_j) d_j, sum exp(2 d_j), then
+            sum exp(b d_j) and sum exp(b d_j) d_j at each temperature.
     """
     difference, power, product, *free = buffers
     index = target.unsqueeze(class_dim)
-    torch.amax(logits, class_dim, out=result[0])
-    result[1] = logits.gather(class_dim, index).squeeze(class_dim)
-    torch.sub(logits, result[0].unsqueeze(class_dim), out=difference)
-    # The target is masked in the differences, where the input is not touched, to find the largest of the others.
-    target_difference = difference.gather(class_dim, index)
+    grid = len(layout.temperatures)
+    other, shift = result[0], result[1]
+    torch.sub(logits, own.unsqueeze(class_dim), out=difference)
     difference.scatter_(class_dim, index, -math.inf)
-    torch.amax(difference, class_dim, out=result[2])
-    difference.scatter_(class_dim, index, target_difference)
+    torch.amax(difference, class_dim, out=other)
+    # A row is shifted by itself alone, so that no row changes another's bits; most chunks have none to be shifted.
+    steepest = max([2.0, *(1 / temperature for temperature in layout.temperatures)])
+    shift.copy_(other).masked_fill_(other * steepest < LARGEST_EXPONENT, 0)
+    if logits.device.type != "cpu" or bool(shift.any()):
+        difference.sub_(shift.unsqueeze(class_dim))
+    difference.scatter_(class_dim, index, LOWEST_DIFFERENCE)
 
     torch.exp(difference, out=power)
-    _weighted_sum(power, difference, class_dim, product, result[4])
-    if logits.device.type != "cpu" or not math.isfinite(float(result[4].sum())):
+    _weighted_sum(power, difference, class_dim, product, result[3])
+    if logits.device.type != "cpu" or not math.isfinite(float(result[3].sum())):
         # -inf is a legal mask of a class, but 0 * -inf is not a number; the clamp costs a pass, so only here.
         difference.clamp_min_(LOWEST_DIFFERENCE)
-        _weighted_sum(power, difference, class_dim, product, result[4])
-    torch.sum(power, class_dim, out=result[3])
-    _weighted_sum(power, power, class_dim, product, result[5])
+        _weighted_sum(power, difference, class_dim, product, result[3])
+    torch.sum(power, class_dim, out=result[2])
+    if class_dim == 1:
+        # A norm squares and adds in one pass, without a buffer; across rows it is slow.
+        torch.linalg.vector_norm(power, dim=class_dim, out=result[4])
+        result[4].square_()
+    else:
+        _weighted_sum(power, power, class_dim, product, result[4])
 
     # A chain is a buffer that is squared from octave to octave; temperatures that continue no chain start a new one.
-    grid = len(layout.temperatures)
     chains: dict[float, Tensor] = {}
     for place in reversed(range(grid)):
         inverse = 1 / layout.temperatures[place]
@@ -259,8 +285,8 @@ def _reduce_classes(
         else:
             current = torch.mul(difference, inverse, out=free.pop() if free else None).exp_()
         chains[inverse] = current
-        torch.sum(current, class_dim, out=result[6 + place])
-        _weighted_sum(current, difference, class_dim, product, result[6 + grid + place])
+        torch.sum(current, class_dim, out=result[5 + place])
+        _weighted_sum(current, difference, class_dim, product, result[5 + grid + place])
 
 
 def _ranks(logits: Tensor, target: Tensor, sole_maximum: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,7 +73,7 @@ def test_transforms_are_refused(transform: object) -> None:
         metric.update(rows, torch.zeros(len(rows), dtype=torch.long))
         return logits.sum()
 
-    with pytest.raises(RuntimeError, match="Expected plain tensors, but got those of a torch.func transform"):
+    with pytest.raises(RuntimeError, match=r"Expected plain tensors, but got those of a torch.func transform"):
         transform(loss)(torch.randn(5, 7))
     assert not metric.counts.any()
 
