@@ -21,7 +21,7 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels_triton
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
@@ -38,14 +38,15 @@ gallery: .venv/test
 # minutes, most important first; results are written as they come, and one failure does not stop the rest.
 gpu:
 	@status=0; export PYTHONPATH=.; run() { echo "== $$*"; "$$@" || status=1; }; \
-	run timeout 130 $(PYTHON) -m pytest -q -p no:cacheprovider -W default tests/triton; \
+	run timeout 130 $(PYTHON) -m pytest -q -p no:cacheprovider -W default tests/kernels_triton; \
 	run timeout 100 $(PYTHON) benchmarks/bench_gpu_update.py; \
 	run timeout 100 $(PYTHON) benchmarks/bench_gpu_loss.py; \
 	run timeout 130 $(PYTHON) benchmarks/bench_gpu_step.py; \
 	for tool in memcheck racecheck; do \
 		run timeout 35 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q -p no:cacheprovider \
-			-W default tests/triton/test_statistics.py -k "memory_around or split_over"; \
-	done; exit $$status
+			-W default tests/kernels_triton/test_statistics.py -k "memory_around or split_over"; \
+	done; \
+	run $(PYTHON) benchmarks/draw_gpu.py; exit $$status
 
 bench: .venv/test
 	$(BIN)/python benchmarks/bench_update.py

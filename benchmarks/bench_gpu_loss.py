@@ -95,7 +95,9 @@ def compare(made: dict[str, Callable[[], object]]) -> None:
     for name, operation in made.items():
         found = operation()
         error = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
-        assert float(error) < 2e-2, f"Expected the gradient of {name} to be PyTorch's, but it is off by {float(error):g}."
+        assert float(error) < 2e-2, (
+            f"Expected the gradient of {name} to be PyTorch's, but it is off by {float(error):g}."
+        )
 
 
 def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], list[Target]]:
@@ -114,10 +116,14 @@ def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], li
             timing_row("loss", where, name, seconds, kernels=kernels, copies_to_host=copies,
                        peak_bytes=bench.peak_bytes(made[name]))
         )  # fmt: skip
-        print(f"  {name:<30}{1e6 * float(np.median(seconds)):>10.1f} us, {kernels} kernels, {copies} copies", flush=True)
+        print(
+            f"  {name:<30}{1e6 * float(np.median(seconds)):>10.1f} us, {kernels} kernels, {copies} copies", flush=True
+        )
     eager, mine = times["F.cross_entropy"], times["ours with statistics"]
     limit = 0.35 if shape == (8192, 128256) else 1.0
-    targets = [Target("loss, gradient and statistics / eager F.cross_entropy", where, limit, Quantiles.of(mine / eager))]
+    targets = [
+        Target("loss, gradient and statistics / eager F.cross_entropy", where, limit, Quantiles.of(mine / eager))
+    ]
     peers = [name for name in ("torch.compile", "Liger-Kernel (and a copy)", "QuACK") if name in times]
     if peers:
         best = min(peers, key=lambda name: float(np.median(times[name])))

@@ -121,7 +121,11 @@ def environment() -> Row:
     stamp = measure.environment()
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        stamp |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count, "cuda": torch.version.cuda}
+        stamp |= {
+            "gpu": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+        }
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm"
             command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]

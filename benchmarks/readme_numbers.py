@@ -47,16 +47,16 @@ def markdown(results: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def inserted(text: str, section: str) -> str:
+def inserted(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """A text with the section between its markers.
 
     Raises:
         ValueError: if the text does not hold each marker once, in order.
     """
-    if [text.count(mark) for mark in (BEGIN, END)] != [1, 1] or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"Expected the text to hold {BEGIN} and {END} once and in this order.")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{rest.partition(END)[2]}"
+    if [text.count(mark) for mark in (begin, end)] != [1, 1] or text.index(begin) > text.index(end):
+        raise ValueError(f"Expected the text to hold {begin} and {end} once and in this order.")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n\n{section}\n\n{end}{rest.partition(end)[2]}"
 
 
 def source(name: str, rows: Sequence[Row]) -> str:

@@ -1,6 +1,6 @@
 """How many instructions, registers and spills do the kernels need on a Hopper GPU? Compiled offline: no GPU is asked.
 
-    PYTHONPATH=. python benchmarks/sm90.py
+    PYTHONPATH=. python benchmarks/sm90.py          writes benchmarks/results/sm90.jsonl, in a minute
 
 The main loop is the longest backward branch of the disassembly; its instructions over the logits that a thread takes
 per turn are the issue slots per logit. On an H200 (132 processors, 4 x 32 lanes a clock at 1.98 GHz, 4.3 TB/s) one read
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measure
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -58,7 +59,7 @@ class Compiled:
 def row_statistics(num_classes: int, dtype: str, layout: Layout | None, with_loss: bool = False) -> Compiled:
     """The row kernel for contiguous, aligned rows; no statistics without `layout`."""
     num_warps, block, vector = launch.row_shape(num_classes, NAMES[dtype])
-    constants = launch.constants(layout, True, with_loss, False, False, num_classes)
+    constants = dict(launch.constants(layout, True, with_loss, False, False, num_classes))
     constants |= {
         "BY_ITEM": False,
         "BLOCK": block,
@@ -73,7 +74,7 @@ def row_statistics(num_classes: int, dtype: str, layout: Layout | None, with_los
 
 def lane_statistics(num_classes: int, dtype: str, layout: Layout | None, by_item: bool = True) -> Compiled:
     """The lane kernel for channels-first images (`by_item`), or for few classes side by side."""
-    constants = launch.constants(layout, True, False, False, False, num_classes)
+    constants = dict(launch.constants(layout, True, False, False, False, num_classes))
     constants |= {"BY_ITEM": by_item, "ROWS": launch.LANE_ROWS, "BINARY": False, "ONE_ITEM": by_item}
     constants |= {"KEEP": num_classes <= launch.FEW_CLASSES}
     constants.pop("CELLS")
@@ -181,20 +182,29 @@ def _tool(name: str, *arguments: str) -> str:
 
 def main() -> None:
     grids = (("no grid", ()), ("octaves", OCTAVES), ("half octaves", EVALUATION_TEMPERATURES))
+    rows: list[measure.Row] = []
     print(f"{'kernel':<44}{'registers':>10}{'stack':>7}{'turn':>7}{'per logit':>11}")
+
+    def keep(kernel: str, dtype: str, num_classes: int, name: str, found: Compiled) -> None:
+        turn = len(found.turn)
+        where = f"{kernel} {dtype} C={num_classes} {name}"
+        print(f"{where:<44}{found.registers:>10}{found.stack:>7}{turn:>7}{found.slots:>11.1f}", flush=True)
+        rows.append({
+            "table": "sm90", "kernel": kernel, "dtype": dtype, "num_classes": num_classes, "counts": name,
+            "registers": found.registers, "stack": found.stack, "turn": turn, "logits": found.elements,
+            "per_logit": round(found.slots, 2),
+        })  # fmt: skip
+
     for dtype in ("fp32", "bf16"):
         for num_classes in (8192, 128256):
             for name, grid in grids:
                 layout = Layout(num_classes, temperatures=grid)
-                _show(f"rows {dtype} C={num_classes} {name}", row_statistics(num_classes, dtype, layout))
-            _show(f"rows {dtype} C={num_classes} loss alone", row_statistics(num_classes, dtype, None, True))
+                keep("rows", dtype, num_classes, name, row_statistics(num_classes, dtype, layout))
+            keep("rows", dtype, num_classes, "loss alone", row_statistics(num_classes, dtype, None, True))
         for name, grid in grids:
-            _show(f"lanes {dtype} C=21 {name}", lane_statistics(21, dtype, Layout(21, temperatures=grid)))
-
-
-def _show(name: str, found: Compiled) -> None:
-    turn = len(found.turn)
-    print(f"{name:<44}{found.registers:>10}{found.stack:>7}{turn:>7}{found.slots:>11.1f}", flush=True)
+            keep("lanes", dtype, 21, name, lane_statistics(21, dtype, Layout(21, temperatures=grid)))
+    stamp = measure.environment() | {"triton": triton.__version__}
+    measure.report("sm90", rows, [], stamp, measure.RESULTS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,3 +37,21 @@ def test_refused_without_a_device(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Expected a CUDA device, but found none" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figure_is_drawn_from_results(tmp_path: Path) -> None:
+    """Result files give a picture; none give a clear refusal, not an empty picture."""
+    picture, script = tmp_path / "gpu.png", str(ROOT / "benchmarks" / "draw_gpu.py")
+    command = [sys.executable, script, "--results", str(tmp_path), "--picture", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "but found none" in done.stderr
+    assert not picture.exists()
+    counted = {"table": "update", "provider": "ours, octaves", "share_of_read_bandwidth": 0.9}
+    lines = [{**counted, "where": f"8192x{classes} float32"} for classes in (1000, 32768)]
+    (tmp_path / "gpu_update.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    timed = [("F.cross_entropy", 9.0), ("ours with statistics", 3.0), ("QuACK", 4.0)]
+    lines = [{"table": "loss", "where": "8x9 float32", "provider": name, "median": time} for name, time in timed]
+    (tmp_path / "gpu_loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    subprocess.run(command, check=True, timeout=120)
+    assert picture.read_bytes()[:4] == b"\x89PNG"

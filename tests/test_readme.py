@@ -44,6 +44,12 @@ def _script(name: str) -> ModuleType:
 
 
 readme_numbers = _script("readme_numbers")
+readme_cost = _script("readme_cost")
+
+
+def cost(results: Path = readme_cost.RESULTS) -> str:
+    """The section on cost as the results have it."""
+    return readme_cost.markdown(readme_numbers.source, readme_numbers.table, results)
 
 
 def event_rows() -> list[list[str]]:
@@ -114,6 +120,30 @@ def test_causes_agree() -> None:
 def test_numbers_are_those_of_the_results() -> None:
     """What stands between the markers is what the script makes of the committed results."""
     assert readme_numbers.inserted(TEXT, readme_numbers.markdown()) == TEXT, "run python tests/test_readme.py"
+
+
+def test_cost_is_that_of_the_results() -> None:
+    """What stands in the section on cost is what the script makes of the committed results."""
+    found = readme_numbers.inserted(TEXT, cost(), readme_cost.BEGIN, readme_cost.END)
+    assert found == TEXT, "run python tests/test_readme.py"
+
+
+def test_cost_says_what_no_gpu_has_measured(tmp_path: Path) -> None:
+    """Without a result file of a GPU the section says so and shows no time of one; with one it shows that."""
+    assert "Still to be measured on a GPU" in cost(tmp_path)
+    stamp = {"table": "run", "processor": "P", "cores": 2, "load": 0.5, "python": "3", "gpu": "G"}
+    quantiles = {"median": 12.0, "p20": 11.0, "p80": 13.0, "repeats": 9}
+    lines = [
+        stamp,
+        {"table": "loss", "where": "8x10 float32", "provider": "ours", **quantiles},
+        {"table": "target", "target": "T", "where": "8x10 float32", "limit": 0.35, **quantiles, "verdict": "missed"},
+    ]
+    (tmp_path / "gpu_loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = cost(tmp_path)
+    assert "| 8x10 float32 | ours | 12 (11 … 13) |" in text
+    assert "| T | 8x10 float32 | 0.35 | 12 | missed |" in text
+    assert "loss and gradient, against" not in text
+    assert "training steps of Lightning" in text
 
 
 def test_numbers_say_what_falls_short(tmp_path: Path) -> None:
@@ -221,7 +251,8 @@ def write() -> None:
     """Tables and numbers into the README."""
     text = with_rows(TEXT, "event", event_rows())
     text = with_rows(text, "heading", cause_rows())
-    README.write_text(readme_numbers.inserted(text, readme_numbers.markdown()), encoding="utf-8")
+    text = readme_numbers.inserted(text, readme_numbers.markdown())
+    README.write_text(readme_numbers.inserted(text, cost(), readme_cost.BEGIN, readme_cost.END), encoding="utf-8")
 
 
 if __name__ == "__main__":

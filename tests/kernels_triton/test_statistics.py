@@ -14,7 +14,7 @@ from lightning_lossacc import kernels, refinement
 from lightning_lossacc.kernels import launch
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 from tests import gold, inputs
-from tests.triton.compared import ROW_ERROR, assert_bitwise, assert_equals_reference, vectors
+from tests.kernels_triton.compared import ROW_ERROR, assert_bitwise, assert_equals_reference, vectors
 
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 

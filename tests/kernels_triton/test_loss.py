@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lossacc import kernels
 from lightning_lossacc.sums import Layout
-from tests.triton.compared import assert_bitwise, vectors
+from tests.kernels_triton.compared import assert_bitwise, vectors
 
 
 def gold(

@@ -1,4 +1,4 @@
-"""Runs on a CUDA device, or by Triton's interpreter on a CPU: `TRITON_INTERPRET=1 pytest tests/triton`."""
+"""Runs on a CUDA device, or by Triton's interpreter on a CPU: `TRITON_INTERPRET=1 pytest tests/kernels_triton`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMPY_WARNINGS = "ignore::RuntimeWarning"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     able = INTERPRETED or torch.cuda.is_available()
     for item in items:
-        if item.path.parent.name != "triton":
+        if item.path.parent.name != "kernels_triton":
             continue
         if not able:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))

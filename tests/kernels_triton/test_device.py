@@ -10,7 +10,7 @@ from lightning_lossacc import LossAccuracy, kernels
 from lightning_lossacc.kernels import launch
 from lightning_lossacc.loss import cross_entropy
 from lightning_lossacc.sums import Layout
-from tests.triton.compared import vectors
+from tests.kernels_triton.compared import vectors
 
 pytestmark = pytest.mark.skipif(
     launch.INTERPRETED or not torch.cuda.is_available(), reason="needs a CUDA device, not the interpreter"
