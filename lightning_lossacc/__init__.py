@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_lossacc.diagnosis import Event as Event
     from lightning_lossacc.history import History as History
     from lightning_lossacc.history import Record as Record
+    from lightning_lossacc.loss import CrossEntropyLoss as CrossEntropyLoss
     from lightning_lossacc.metrics import Accuracy as Accuracy
     from lightning_lossacc.metrics import LossAccuracy as LossAccuracy
     from lightning_lossacc.metrics import MeanMargin as MeanMargin
@@ -29,6 +30,7 @@ _ROOMS = {
     "MeanMargin": "metrics",
     "Overconfidence": "metrics",
     "RefinementNLL": "metrics",
+    "CrossEntropyLoss": "loss",
     "TemperatureScaling": "scaling",
     "Event": "diagnosis",
     "Record": "history",

@@ -41,9 +41,8 @@ class RowBuffer:
         if not self._fits(logits, position):
             self.flush()
             self._allocate(logits, target, position is not None)
-        capacity = len(self._logits)
-        items = len(logits)
-        if logits.device.type != "cpu" or 4 * items > capacity:
+        items, capacity = len(logits), len(self._logits)
+        if not self.waits_for_more(logits):
             self.flush()
             self._count(logits, target, position)
             return
@@ -55,6 +54,11 @@ class RowBuffer:
         if position is not None:
             self._position[place] = position
         self._filled += items
+
+    def waits_for_more(self, logits: Tensor) -> bool:
+        """Whether logits (I, C, ...) are few enough to be copied; each item is one of dimension 0."""
+        capacity = BUFFER_BYTES // max(1, logits[:1].numel() * logits.element_size())
+        return logits.device.type == "cpu" and 4 * len(logits) <= capacity
 
     def flush(self) -> None:
         """Hands on what waits."""

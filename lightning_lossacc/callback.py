@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -21,6 +21,9 @@ from lightning_lossacc.run import Run
 from lightning_lossacc.stages import Settings
 from lightning_lossacc.train_probe import TrainProbe
 from lightning_lossacc.watchers import Watcher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
@@ -64,8 +67,8 @@ class LossAccuracyMonitor(Callback):
         accuracy_margin: largest change of accuracy called flat (and at most a tenth of the error rate).
         probe_items: items that are compared one by one across evaluations; 0 switches pairing off.
         num_classes: checked against the captured logits; None takes theirs.
-        dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and `lossacc.png`; None for `lossacc` in
-            the Trainer's log directory, False for no files. Numbered (`lossacc-1`) if another run has written there.
+        dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and the figures; None for `lossacc` in the
+            Trainer's log directory, False for no files. Numbered (`lossacc-1`) if another run has written there.
         train_probe: training rows without augmentation, a data set or a loader of one. At most `probe_items` of them,
             always the same ones, go through `forward` with each validation, in eval mode: what tells overfitting from
             dropout, augmentation and leakage. Logged as `lossacc/train_probe/<quantity>`. True takes the data set of
@@ -73,6 +76,8 @@ class LossAccuracyMonitor(Callback):
         watch: whether activations, gradients and updates are watched; an integer k looks at every k-th step.
         on_event: called with each `Event` on every rank.
         verbose: whether the terminal shows the start, warnings and the summary.
+        alert: whether W&B and Comet send you a message when a warning opens; off for the sake of sweeps.
+        report: whether `report.html`, which stands alone, is written beside the other files and sent to the loggers.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -96,6 +101,8 @@ class LossAccuracyMonitor(Callback):
         watch: bool | int = True,
         on_event: Callable[[Event], Any] | None = None,
         verbose: bool = True,
+        alert: bool = False,
+        report: bool = True,
     ) -> None:
         if quantities not in ("core", "all"):
             raise ValueError(f"Expected `quantities` to be 'core' or 'all', but got {quantities!r}.")
@@ -123,6 +130,16 @@ class LossAccuracyMonitor(Callback):
             dirpath,
             on_event,
             verbose,
+            alert,
+            report,
+            {
+                "which": which,
+                "quantities": quantities,
+                "accuracy_margin": accuracy_margin,
+                "probe_items": probe_items,
+                "train_probe": train_probe not in (None, False),
+                "watch": int(watch),
+            },
             watcher=self._watcher,
             train_probe=probe,
         )
@@ -139,6 +156,26 @@ class LossAccuracyMonitor(Callback):
     def events(self) -> list[Event]:
         """All reports of events so far, oldest first."""
         return self._run.events
+
+    def plot(self, stage: str = "val", loader: int = 0, theme: Literal["light", "dark"] = "light") -> Figure:
+        """The one picture so far: loss and accuracy over epochs, what one temperature removes, and the events.
+
+        At the end of a notebook's cell it is shown. It is unknown to pyplot; `figure.savefig(path)` writes it.
+
+        Args:
+            stage: `"val"`, `"train"` or `"test"`.
+            loader: index of the data loader; -1 for the union of several.
+            theme: colours on white or on a dark background.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib.
+        """
+        from lightning_lossacc.figures import picture, png
+
+        figure = picture(self.history, self.events, stage=stage, loader=loader, theme=theme)
+        # Notebooks know how to show figures only after pyplot was imported.
+        figure._repr_png_ = functools.partial(png, figure)
+        return figure
 
     # -- set-up and end ------------------------------------------------------------------------------------------------
 
@@ -185,10 +222,15 @@ class LossAccuracyMonitor(Callback):
         self._run.warn_once(text, "failed")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restores every patched function; no collective, no network."""
+        """Restores every patched function and brings the local files up to date; no collective, no network."""
         self._run.interrupted = True
         self._capture.abort()
         self._watch("stop")
+        self._run.save_files()
+
+    @_guarded
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run.announce(trainer, pl_module)
 
     @_guarded
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -262,7 +304,7 @@ class LossAccuracyMonitor(Callback):
     def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, stage: str, loader: int) -> None:
         state = self._run.state(self._run.name(trainer, stage), loader)
         state.begin_batch()
-        self._capture.start((state.stage, loader), pl_module, state.add)
+        self._capture.start((state.stage, loader), pl_module, state.add, state.reserve)
 
     def _end_batch(self, trainer: Trainer, stage: str, loader: int, outputs: Any, batch: Any) -> None:
         self._capture.stop(outputs, batch)

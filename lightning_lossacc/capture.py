@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from lightning_lossacc.loss_calls import (
     LossCall,
     Reference,
     Site,
+    Tally,
     find_references,
     listen,
     tell_compiled,
@@ -54,6 +55,7 @@ class Captured:
         label_smoothing: in [0, 1]; 0.0 where none was given.
         weighted: whether class weights or `pos_weight` were given.
         source: for people, such as `"F.cross_entropy at model.py:31"`.
+        counted: whether the loss has filled the vectors that were reserved for it.
     """
 
     logits: Tensor
@@ -63,6 +65,7 @@ class Captured:
     label_smoothing: float
     weighted: bool
     source: str
+    counted: bool = False
 
 
 @dataclass(slots=True)
@@ -116,19 +119,30 @@ class Capture:
         self._key: Key | None = None
         self._closed = False
         self._consume: Callable[[Captured], None] | None = None
+        self._reserve: Callable[[Captured], Tally | None] | None = None
+        self._tally: Tally | None = None
         self._thread = 0
         self._held: list[tuple[Site, Captured, tuple[int, int]]] = []
 
-    def start(self, key: Key, module: nn.Module, consume: Callable[[Captured], None]) -> None:
+    def start(
+        self,
+        key: Key,
+        module: nn.Module,
+        consume: Callable[[Captured], None],
+        reserve: Callable[[Captured], Tally | None] | None = None,
+    ) -> None:
         """Opens a step; call at batch start.
 
         Args:
             key: stage and index of the data loader.
             module: the module whose step will run.
             consume: receives each captured pair; may be called several times in a step.
+            reserve: asked before a fused loss of the chosen place runs: vectors that it fills in its own pass, or None.
+                `consume` receives the pair all the same, as `counted`.
         """
         self.abort()
         self._key, self._consume, self._thread = key, consume, threading.get_ident()
+        self._reserve = reserve
         try:
             stream = self._stream(key)
             # Code that was compiled with the replacement in it would be compiled again without.
@@ -197,6 +211,21 @@ class Capture:
         self.last_error = f"{where}: {type(error).__name__}: {error}"
         self._note(self.last_error)
 
+    def offer(self, call: LossCall) -> Tally | None:
+        """What a fused loss may fill: nothing before its place is known."""
+        self._tally = None
+        try:
+            stream = None if self._key is None else self._stream(self._key)
+            if self._closed or self._reserve is None or threading.get_ident() != self._thread:
+                return None
+            if stream is None or stream.site is None or not stream.site.matches(call.site):
+                return None
+            found = _check(call, "multiclass", "")
+            self._tally = None if isinstance(found, str) else self._reserve(found)
+        except Exception as error:
+            self.fail("reserve", error)
+        return self._tally
+
     def see(self, call: LossCall) -> None:
         """Takes or leaves one loss call."""
         try:
@@ -206,13 +235,17 @@ class Capture:
             stream.compiled |= call.site.code is None
             if stream.way and not (stream.site is not None and stream.site.matches(call.site)):
                 return
-            source = stream.source or f"F.{call.name} at {call.site}"
+            source = stream.source or f"{call.function} at {call.site}"
             task: Task = "binary" if call.name == BINARY else "multiclass"
             found = _check(call, task, source)
             if isinstance(found, str):
                 self._note(f"{source} was called with {found}")
             elif stream.way:
-                self._pass(found)
+                tally, self._tally = self._tally, None
+                if tally is not None and tally.error is not None:
+                    self.fail("counting within the loss", tally.error)
+                else:
+                    self._pass(replace(found, counted=tally is not None and tally.filled))
             else:
                 self._held.append((call.site, found, _versions(found)))
         except Exception as error:

@@ -1,4 +1,5 @@
-"""The command `lossacc`: `demo` shows the main case, `scan` judges logs that exist, `fit` runs a configuration.
+"""The command `lossacc`: `demo` shows the main case, `scan` judges logs that exist, `report` makes a page of one, `fit`
+runs a configuration.
 
 `scan` and `explain` start without waiting for torch or Lightning. `fit`, `validate` and `test` are LightningCLI's:
 modules and data by class path, every argument on the command line or in YAML. A configuration that comes with the
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "demo":
         return _missing("demo") or _demo(Path(options.dir), options.wandb, options.max_epochs)
     try:
-        return {"scan": _scan, "explain": _explain, "analyze": _analyze}[options.command](options)
+        commands = {"scan": _scan, "explain": _explain, "analyze": _analyze, "report": _report}
+        return commands[options.command](options)
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="lossacc fit --help lists the arguments of LightningCLI; configurations that come with the package: "
         + ", ".join(sorted(path.stem for path in _bundled().glob("*.yaml"))),
     )
-    names = "demo | fit | validate | test | scan | explain | analyze"
+    names = "demo | fit | validate | test | scan | explain | analyze | report"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     demo = commands.add_parser("demo", help="train on bundled data until loss and accuracy part, and say why")
     demo.add_argument("--dir", default="runs", help="folder of logs, events and pictures (default: runs)")
@@ -84,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("files", nargs="+", metavar="FILE.npz", help="one file, or two: before and after")
     analyze.add_argument("--json", action="store_true", help="one JSON object")
+    report = commands.add_parser(
+        "report",
+        help="one HTML file about a run: verdict, pictures, events, numbers",
+        description="Rebuilds report.html from the files of a run, or from any log that `lossacc scan` reads; beside "
+        "the log unless --output says where. Exit status: 0 written, 2 something could not be read or written.",
+    )
+    report.add_argument("paths", nargs="+", metavar="RUN", help="the folder of a run, or a log")
+    report.add_argument("--output", "-o", metavar="FILE.html", help="the file, for a single run")
     return parser
 
 
@@ -207,6 +217,22 @@ def _analyze(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from lightning_lossacc.report.rebuild import rebuild
+
+    try:
+        results = rebuild(options.paths, options.output)
+    except ValueError as error:
+        print(f"lossacc: {error}", file=sys.stderr)
+        return 2
+    for result in results:
+        if result.path is None:
+            print(f"lossacc: {result.name}: {result.problem}", file=sys.stderr)
+        else:
+            print(result.path)
+    return int(not results or any(result.path is None for result in results)) * 2
+
+
 def _run(words: list[str]) -> int:
     try:
         resolved = [_resolved(earlier, word) for earlier, word in zip(["", *words], words, strict=False)]
@@ -267,7 +293,7 @@ def _demo(directory: Path, with_wandb: bool, max_epochs: int | None) -> int:
             # A run that is still open would take the next one's numbers as well.
             wandb.finish()
     print(
-        f"\nEverything is in {directory}/: lossacc.png, events.jsonl and history.jsonl of each run.\n"
+        f"\nEverything is in {directory}/: report.html, events.jsonl and history.jsonl of each run.\n"
         f"The curves, the events as text and the picture: tensorboard --logdir {directory}"
     )
     return 0

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.history import History, Record
 
+# Control characters but line ends and tabs, signs that turn the direction of the text, and halves of signs.
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
 
 @dataclass(frozen=True, slots=True)
 class Curves:
@@ -46,6 +49,34 @@ class Curves:
         """One scalar, NaN where a record lacks it or it is not finite."""
         values = (record.values.get(key, math.nan) for record in self.records)
         return [value if math.isfinite(value) else math.nan for value in values]
+
+    def loss(self) -> tuple[str, list[float]]:
+        """Name and values of the loss: the measured NLL, or the loss of a log that holds nothing else."""
+        return ("NLL", self.column("nll")) if self._measured() else ("loss", self._logged("loss"))
+
+    def accuracy(self) -> list[float]:
+        """Accuracy in [0, 1], measured or, where nothing was measured, as it was logged."""
+        return self.column("accuracy") if self._measured("accuracy") else self._logged("accuracy")
+
+    def context(self, key: str) -> list[float]:
+        """One number of the training up to each evaluation, NaN where it is not known."""
+        values = (record.context.get(key, math.nan) for record in self.records)
+        return [value if math.isfinite(value) else math.nan for value in values]
+
+    def _measured(self, key: str = "nll") -> bool:
+        return any(key in record.values for record in self.records)
+
+    def _logged(self, key: str) -> list[float]:
+        values = (record.logged.get(key, math.nan) for record in self.records)
+        return [value if math.isfinite(value) else math.nan for value in values]
+
+    def thinned(self, limit: int) -> Curves:
+        """At most so many evaluations, evenly spaced, the first and the last among them."""
+        count = len(self.records)
+        if count <= limit:
+            return self
+        chosen = [round(place * (count - 1) / (limit - 1)) for place in range(limit)]
+        return Curves(tuple(self.records[index] for index in chosen), tuple(self.x[index] for index in chosen))
 
     def place(self, epoch: int, global_step: int) -> float:
         """x of the evaluation at a step; the epoch itself if it is not among the records."""
@@ -135,11 +166,13 @@ def marks_of(events: Sequence[Event], curves: Curves) -> list[tuple[float, str, 
         if event.level == "warning" or event.event.startswith(("loss-up", "loss-down")):
             opened.setdefault(event.id, event)
     closed = {event.id: event.epoch for event in events if event.status == "closed"}
+    # A later report may name another cause, which then is the better one.
+    named = {event.id: event for event in events if event.status != "closed"}
     order = sorted(opened.values(), key=lambda event: (event.level != "warning", event.global_step))
     marks = []
     for event in order:
         end = f" to {closed[event.id]}" if closed.get(event.id, event.epoch) != event.epoch else ""
-        text = f"epoch {event.epoch}{end} · {event_words(event)}"
+        text = f"epoch {event.epoch}{end} · {event_words(named.get(event.id, event))}"
         marks.append((curves.place(event.epoch, event.global_step), text, True))
     references = dict.fromkeys((event.reference_epoch, event.reference_step) for event in order)
     for epoch, step in references:
@@ -199,16 +232,63 @@ def spread(places: list[tuple[float, float]]) -> list[float]:
     return middles
 
 
+def compared(curves: Curves, events: Sequence[Event], stage: str, loader: int) -> tuple[Record | None, Record] | None:
+    """The evaluation that the newest one is compared with, and the newest one; None without any.
+
+    It is the reference of the newest event that has not closed, or else the evaluation with the lowest loss; if that is
+    the newest one itself, the first one, and None if there is only one.
+    """
+    if not curves.records:
+        return None
+    newest = curves.records[-1]
+    last_report = {event.id: event for event in events if (event.stage, event.loader) == (stage, loader)}
+    places = {(record.epoch, record.global_step): record for record in curves.records[:-1]}
+    for event in sorted(last_report.values(), key=lambda event: event.global_step, reverse=True):
+        found = places.get((event.reference_epoch, event.reference_step))
+        if event.status != "closed" and found is not None:
+            return found, newest
+    lowest = best(curves.loss()[1])
+    if lowest is not None and lowest < len(curves.records) - 1:
+        return curves.records[lowest], newest
+    return (curves.records[0] if len(curves.records) > 1 else None), newest
+
+
 def event_words(event: Event) -> str:
     """An event's name as it stands on screen: "loss up, accuracy flat: over-confidence"."""
     name = re.sub(r"^(loss-(?:up|down))-accuracy-", r"\1, accuracy ", event.event)
     name = name.replace("-", " ").replace("non ", "non-")
-    return f"{name}: {event.cause}" if event.causes else name
+    return plain(f"{name}: {event.cause}" if event.causes else name)
+
+
+def plain(text: str) -> str:
+    """A name without control characters and halves of signs, which no drawing and no page can show."""
+    return _UNSHOWN.sub("\ufffd", text)
 
 
 def finite(values: Sequence[float]) -> list[float]:
     """The finite values."""
     return [value for value in values if math.isfinite(value)]
+
+
+def envelope(values: Sequence[float], limit: int) -> list[int]:
+    """Places of at most about so many values between which a line looks the same: ends, extremes and gaps of pieces.
+
+    Args:
+        values: NaN where the line has a gap.
+        limit: values to keep; all if there are no more.
+    """
+    if len(values) <= limit:
+        return list(range(len(values)))
+    pieces = max(limit // 5, 1)
+    kept: set[int] = set()
+    for piece in range(pieces):
+        places = range(piece * len(values) // pieces, (piece + 1) * len(values) // pieces)
+        known = [place for place in places if math.isfinite(values[place])]
+        gaps = [place for place in places if not math.isfinite(values[place])]
+        kept |= set(gaps[:1])
+        if known:
+            kept |= {known[0], known[-1], min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
+    return sorted(kept)
 
 
 def best(values: Sequence[float], sign: int = 1) -> int | None:

@@ -1,8 +1,8 @@
 """Where does the program call a loss function, and with what? Watched for the length of a step.
 
-Every reference to the three loss functions of `torch.nn.functional` (there, names bound in other
-modules, attributes of submodules) is replaced by a function that calls the original with the
-caller's own arguments and then tells the listeners. One registry serves the process: listeners may
+Every reference to the three loss functions of `torch.nn.functional` and to the one of `lightning_lossacc.loss`
+(there, names bound in other modules, attributes of submodules) is replaced by a function that calls the original with
+the caller's own arguments and then tells the listeners. One registry serves the process: listeners may
 come and go in any order, and the last one to go leaves every reference as it was. A loss function
 that only a closure, a default argument or an object that is no module holds is not found.
 """
@@ -26,18 +26,23 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 CROSS_ENTROPY, NLL = "cross_entropy", "nll_loss"
 BINARY = "binary_cross_entropy_with_logits"
+FUSED = "lightning_lossacc.cross_entropy"
 IGNORE_INDEX = -100
 
 _PARAMETERS = {
     CROSS_ENTROPY: "input target weight size_average ignore_index reduce reduction label_smoothing",
     NLL: "input target weight size_average ignore_index reduce reduction",
     BINARY: "input target weight size_average reduce reduction pos_weight",
+    FUSED: "logits target weight ignore_index reduction label_smoothing stats",
 }
 _NAMES = {function: tuple(names.split()) for function, names in _PARAMETERS.items()}
-_IMPORTED = {name: getattr(F, name) for name in _NAMES}
+_IMPORTED = {name: getattr(F, name) for name in (CROSS_ENTROPY, NLL, BINARY)}
+_FUSED_MODULE = "lightning_lossacc.loss"
 _HOLDERS = frozenset({FunctionType, staticmethod, functools.partial})
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _DYNAMO = os.path.join(_TORCH, "_dynamo") + os.sep
+# The module class in there calls the function in there: the place in the program is who called the class.
+_NOT_SITES = (_TORCH, __file__, os.path.join(os.path.dirname(__file__), "loss.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class LossCall:
     """The arguments of one call; tensors detached, otherwise as the caller gave them.
 
     Attributes:
-        name: of the function in `torch.nn.functional`.
+        name: of the function in `torch.nn.functional`, or `FUSED`.
         logits, target: its first two arguments.
         ignore_index, label_smoothing: their defaults where the function has none.
         weighted: whether `weight` or `pos_weight` was given.
@@ -86,6 +91,11 @@ class LossCall:
     label_smoothing: float
     weighted: bool
     site: Site
+
+    @property
+    def function(self) -> str:
+        """For people, such as `"F.cross_entropy"`."""
+        return self.name if self.name == FUSED else f"F.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +121,30 @@ class Reference:
             self.owner[self.name] = value
 
 
+@dataclass(slots=True, eq=False)
+class Tally:
+    """Two vectors that the fused loss fills while it reads the logits anyway.
+
+    Attributes:
+        counts, sums, layout: see `lightning_lossacc.sums`; the layout fits the call.
+        items: number of items that the rows of logits (N, C) belong to, one after the other; None for N.
+        filled: whether the loss has done it.
+        error: why it could not; the vectors may hold a part then.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    layout: Any
+    items: int | None = None
+    filled: bool = False
+    error: Exception | None = None
+
+
 class Listener(Protocol):
     """Is told about calls; must not raise."""
+
+    def offer(self, call: LossCall) -> Tally | None:
+        """Called before the fused loss runs: what it may fill; None to be told only."""
 
     def see(self, call: LossCall) -> None:
         """Called after the loss function has returned; at the end of the step for compiled code."""
@@ -127,6 +159,7 @@ class _Slots:
 
 class _Local(threading.local):
     inside = False
+    tally: Tally | None = None
 
 
 _lock = threading.RLock()
@@ -183,6 +216,10 @@ def find_references(module: nn.Module) -> list[Reference]:
             if id(function) not in _wrappers:
                 _wrap(name, function)
         references.append(Reference(vars(F), name, *_wrappers[id(getattr(F, name))]))
+    # Not imported for this: a program that uses it has loaded it.
+    ours = sys.modules.get(_FUSED_MODULE)
+    if ours is not None and id(ours.cross_entropy) not in _wrappers:
+        _wrap(FUSED, ours.cross_entropy)
     children = list(module.modules())
     classes = {cls for child in children for cls in type(child).__mro__}
     owners: list[Any] = [child.__dict__ for child in children]
@@ -236,6 +273,7 @@ def _wrap(name: str, original: Callable[..., Tensor]) -> None:
         silent = silent or torch._C._current_graph_task_id() != -1
         tensors = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         before, _local.inside = _local.inside, True
+        _local.tally = _offered(args, kwargs) if name == FUSED and not silent else None
         try:
             if has_torch_function(tensors):
                 # Subclasses and modes must be told the function that they know, not this one.
@@ -246,7 +284,7 @@ def _wrap(name: str, original: Callable[..., Tensor]) -> None:
                 _tell(name, args, kwargs)
             return result
         finally:
-            _local.inside = before
+            _local.inside, _local.tally = before, None
 
     _wrappers[id(original)] = _wrappers[id(wrapper)] = original, wrapper
 
@@ -254,7 +292,7 @@ def _wrap(name: str, original: Callable[..., Tensor]) -> None:
 def _read(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     # Dynamo traces this as well: nothing that raises, nothing that counts.
     given = {**dict(zip(_NAMES[name], args, strict=False)), **kwargs}
-    logits, target = given.get("input"), given.get("target")
+    logits, target = given.get("logits" if name == FUSED else "input"), given.get("target")
     return (
         logits.detach() if isinstance(logits, Tensor) else logits,
         target.detach() if isinstance(target, Tensor) else target,
@@ -276,6 +314,26 @@ def _tell(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listener.fail("reading a loss call", error)
 
 
+def _offered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tally | None:
+    try:
+        site = _site()
+        call = None if site is None else LossCall(FUSED, *_read(FUSED, args, kwargs), site)
+        for listener in tuple(_listeners) if call is not None else ():
+            tally = listener.offer(call)
+            if tally is not None:
+                return tally
+    except Exception as error:
+        for listener in tuple(_listeners):
+            listener.fail("reading a loss call", error)
+    return None
+
+
+def take_tally() -> Tally | None:
+    """What the loss that runs now may fill, once; for the fused loss alone."""
+    tally, _local.tally = _local.tally, None
+    return tally
+
+
 def _site() -> Site | None:
     frame, in_graph = sys._getframe(1), False
     while frame is not None:
@@ -284,7 +342,7 @@ def _site() -> Site | None:
             in_graph = True
         elif in_graph and filename.startswith(_DYNAMO):
             return None  # a graph that Dynamo traced: its slot has been written
-        elif filename != __file__ and not filename.startswith(_TORCH):
+        elif not filename.startswith(_NOT_SITES):
             return Site(filename, frame.f_lineno, None, frame.f_code, frame.f_lasti)
         frame = frame.f_back
     return None
@@ -295,7 +353,7 @@ def _new_slot(name: str) -> str:
     # Runs when a call is traced, not when it is executed.
     slot, place = f"slot_{len(_slot_sites)}", Site("compiled code", 0)
     for item in torch._guards.TracingContext.extract_stack():
-        if item.filename != __file__ and not item.filename.startswith(_TORCH):
+        if not item.filename.startswith(_NOT_SITES):
             place = Site(item.filename, item.lineno or 0, item.colno)
     _slot_sites[slot] = name, place
     return slot

@@ -23,8 +23,8 @@ from lightning_lossacc.sums import EVALUATION_TEMPERATURES, InputKind, Layout, T
 class LossAccuracy(Metric):
     """Loss, accuracy, margin, confidence, calibration and refinement of a classifier in one pass over its logits.
 
-    Constant memory, no host synchronisation in `update` on a GPU, exact under any split into batches, ranks and shards. Definitions: `lightning_lossacc.kernels.reference` (rows),
-    `lightning_lossacc.quantities`.
+    Constant memory, no host synchronisation in `update` on a GPU, exact under any split into batches, ranks and shards.
+    Definitions: `lightning_lossacc.kernels.reference` (rows), `lightning_lossacc.quantities`.
 
     Args:
         task: `"multiclass"` for logits (N, C, ...), `"binary"` for one logit a row.
@@ -35,8 +35,9 @@ class LossAccuracy(Metric):
         temperatures: grid of the refinement; empty switches it off and is faster.
         per_class: whether class tables and balanced accuracy are kept.
         input_kind: what `preds` are; never guessed from their values.
-        backend: `"auto"` counts by Triton on a CUDA device and by PyTorch elsewhere, `"triton"` and `"reference"`
-            insist on one of them; see `backend_for`.
+        backend: `"auto"` counts by Triton on a CUDA device and by PyTorch elsewhere; `"triton"` and `"reference"`
+            insist on one of them; `"compiled"` has PyTorch's C++ compiler make code for a CPU, which takes seconds at
+            the first batch and then about a third of the time. See `backend_for`.
         kwargs: see `torchmetrics.Metric`; `dist_sync_on_step` is refused, since `forward` never synchronises.
 
     Raises:
@@ -112,7 +113,7 @@ class LossAccuracy(Metric):
         kernels.row_statistics(preds, target, self.counts, self.sums, self.layout, self.backend)
 
     def backend_for(self, preds: Tensor) -> kernels.Choice:
-        """Name of the implementation that counts such logits, `"triton"` or `"reference"`, and the reason."""
+        """Name of the implementation that counts such logits (`"triton"`, `"reference"`, `"compiled"`), and why."""
         return kernels.choose(preds, self.layout, self.backend)
 
     def compute(self) -> Any:

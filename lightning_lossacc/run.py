@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -38,9 +37,8 @@ from lightning_lossacc.resume import (
 from lightning_lossacc.sampling import Sampling, expected_batches, samplings, train_sampling
 from lightning_lossacc.stages import Settings, StageState
 from lightning_lossacc.train_probe import BATCH_SIZE, TrainProbe
-from lightning_lossacc.train_probe import STAGE as TRAIN_PROBE
 from lightning_lossacc.train_rows import TrainRows
-from lightning_lossacc.voice import Voice
+from lightning_lossacc.voice import Voice, step_of
 from lightning_lossacc.watchers import Watcher
 
 SCHEMA = 2
@@ -58,6 +56,9 @@ class Run:
         dirpath: directory of the files, None for the Trainer's, False for none.
         on_event: called with each event.
         verbose: whether the terminal shows anything.
+        alert: whether loggers that can send a message to people when a warning opens.
+        report: whether `report.html` is written beside the other files.
+        config: settings of the monitor, in plain values, for the loggers.
         watcher: numbers of activations, gradients and updates, or None.
         train_probe: fixed training rows that are evaluated with each validation, or None.
     """
@@ -71,6 +72,9 @@ class Run:
         dirpath: str | Path | bool | None,
         on_event: Callable[[Event], Any] | None,
         verbose: bool,
+        alert: bool = False,
+        report: bool = True,
+        config: dict[str, Any] | None = None,
         watcher: Watcher | None = None,
         train_probe: TrainProbe | None = None,
     ) -> None:
@@ -81,7 +85,7 @@ class Run:
         self._accuracy_margin = accuracy_margin
         self._keys = tuple(quantities.KEYS) if log_all else quantities.CORE
         self._on_event = on_event
-        self._voice = Voice(dirpath, verbose)
+        self._voice = Voice(dirpath, verbose, alert, report, config)
         self.watcher = watcher
         self._train_probe = train_probe
         self._probed: Any = None  # data set of the training loader whose rows are probed
@@ -132,7 +136,7 @@ class Run:
         if _target(self._trainer) is trainer and not self._loaded:
             return
         self._trainer = weakref.ref(trainer)
-        self._voice.find_places(trainer, self.events)
+        self._voice.find_places(trainer, self.events, lambda: (self.history, self.events))
         if self._loaded and self._voice.directory is not None:
             path = self._voice.directory / "history.jsonl"
             # With several processes all must decide from the same numbers, and only one reads the file.
@@ -143,6 +147,10 @@ class Run:
         if trainer.world_size > 1:
             # Values are already summed over ranks, which Lightning cannot know when it reduces them, later.
             warnings.filterwarnings("ignore", message=r".*self\.log\('lossacc/.*sync_dist=True")
+
+    def announce(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before Lightning logs hyperparameters: our verdict is to stand beside them."""
+        self._attempt("a place beside the hyperparameters", lambda: self._voice.announce(trainer, pl_module))
 
     def name(self, trainer: Trainer, stage: str) -> str:
         """Stage of the records: a validation outside of a fit is no new point of the run's curves."""
@@ -211,7 +219,7 @@ class Run:
                 record = self._attempt("the training rows", lambda: rows.record(trainer, self.history))
                 found += [] if record is None else self._keep([record])
             found += self._records(trainer, stage, states, train, rows, watched)
-        self._log(trainer, pl_module, stage, found, len(states))
+        self._voice.publish(trainer, pl_module, stage, found, len(states), self._keys)
         for state in states:
             if problem is None:
                 self._voice.explain(state, self._capture)
@@ -290,28 +298,7 @@ class Run:
     def _keep(self, found: list[Record]) -> list[Record]:
         for record in found:
             self.history.append(record)
-            self._voice.reporter.record(record)
         return found
-
-    def _log(
-        self, trainer: Trainer, pl_module: LightningModule, stage: str, found: list[Record], num_loaders: int
-    ) -> None:
-        scalars = {}
-        for record in found:
-            name = TRAIN_PROBE if record.stage == TRAIN_PROBE else stage
-            is_part = num_loaders > 1 and record.loader != UNION and name == stage
-            suffix = f"/dataloader_idx_{record.loader}" if is_part else ""
-            for key in self._keys:
-                if key in record.values:
-                    scalars[f"lossacc/{name}/{key}{suffix}"] = record.values[key]
-        if not scalars:
-            return
-        if trainer.barebones:
-            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
-            return
-        pl_module.log_dict(scalars, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
-        # Not through `self.log`: Lightning lets a logger's exception end the run, and this must not.
-        self._voice.reporter.scalars(scalars | {"epoch": float(trainer.current_epoch)}, _step(trainer))
 
     def _diagnose(self, trainer: Trainer, evaluated: list[Record]) -> None:
         found = []
@@ -320,7 +307,7 @@ class Run:
                 found += self._diagnosis.examine(self.history, record.stage, record.loader)
         for event in found:
             self.events.append(event)
-            self._voice.reporter.event(event, _step(trainer))
+            self._voice.reporter.event(event, step_of(trainer))
             if event.level == "warning":
                 self._voice.say(trainer, event.message)
             if self._on_event is not None:
@@ -328,22 +315,21 @@ class Run:
                     self._on_event(event)
                 except Exception as error:
                     self._voice.warn_once(f"lossacc: `on_event` raised {type(error).__name__}: {error}", "on_event")
-        if any(event.level == "warning" and event.status != "closed" for event in found):
-            self._voice.draw(self.history, self.events, _step(trainer), at_end=False)
+        loaders = {event.loader for event in found if event.stage == "val" and _is_news(event)}
+        if loaders:
+            self._voice.draw(self.history, self.events, step_of(trainer), loaders)
 
     def warn_once(self, text: str, key: str | None = None) -> None:
         """Warns on rank zero, once; never raises."""
         self._voice.warn_once(text, key)
 
     def close(self, trainer: Trainer) -> None:
-        """The closing summary and the last picture."""
-        if self.history.streams():
-            files = None if self._voice.directory is None else str(self._voice.directory)
-            text = closing.closing(self.history, self.events, self._accuracy_margin, files)
-            self._voice.say(trainer, text, level="info")
-            self._voice.reporter.summary(text, _step(trainer))
-            self._voice.draw(self.history, self.events, _step(trainer), at_end=True)
-        self._voice.reporter.close()
+        """The closing summary, the figures and the verdict."""
+        self._voice.finish(trainer, self.history, self.events, self._accuracy_margin)
+
+    def save_files(self) -> None:
+        """Brings the local files up to date, of a run that is interrupted."""
+        self._voice.reporter.save_files()
 
     def save(self) -> dict[str, Any]:
         """Primitives and tensors only: a ring of evaluations, open events, references, and sums of a begun epoch."""
@@ -387,7 +373,5 @@ def _target(reference: weakref.ref[Trainer] | None) -> Trainer | None:
     return None if reference is None else reference()
 
 
-def _step(trainer: Trainer) -> int:
-    """The step under which Lightning logs its own metrics, one lower than `global_step` at an epoch's last batch."""
-    loop = trainer.fit_loop.epoch_loop
-    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
+def _is_news(event: Event) -> bool:
+    return event.level == "warning" and event.status != "closed"

@@ -17,6 +17,7 @@ from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.buffer import RowBuffer
 from lightning_lossacc.capture import Captured
 from lightning_lossacc.looks import Looks
+from lightning_lossacc.loss_calls import Tally
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sampling import Sampling
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
@@ -95,6 +96,10 @@ class StageState:
             position: (I,) int64 position of each item in the data set; None reads it from the sampling.
         """
         self.label_smoothing, self.weighted = captured.label_smoothing, captured.weighted
+        if captured.counted:
+            self._calls += 1
+            self.looks.update(captured.logits.flatten(2) if captured.logits.ndim > 2 else captured.logits[:, :, None])
+            return
         try:
             if self.layout is None:
                 self._begin(infer_layout(captured, self.settings, self.grid), captured.logits.device)
@@ -111,6 +116,25 @@ class StageState:
             self._buffer.add(logits, target, self._positions(owned, logits.device) if position is None else position)
         except Exception as error:
             self._fail_by(error)
+
+    def reserve(self, captured: Captured) -> Tally | None:
+        """What a fused loss may fill while it reads the logits: the vectors, if its rows need nothing else.
+
+        Paired and padded rows are looked at one by one, and small batches on a CPU are counted together.
+        """
+        layout, logits = self.layout, captured.logits
+        if layout is None or self.probe is not None or captured.target.is_floating_point():
+            return None
+        if (layout.task, layout.num_classes) != (captured.task, logits.shape[1]):
+            return None
+        if layout.ignore_index != captured.ignore_index or self._buffer.waits_for_more(logits):
+            return None
+        expected, items = self._expected_items(), None
+        if expected and not (self._calls and len(logits) != expected):
+            if self._position + expected > self.sampling.owned:
+                return None
+            items = _by_item(logits, captured.target, expected)[2]
+        return Tally(self.counts, self.sums, layout, items)
 
     def flush(self) -> None:
         """Counts the rows that still wait in the buffer; before anything reads the sums."""

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lossacc import closing
 from lightning_lossacc.capture import Capture
 from lightning_lossacc.diagnosis import Event
 from lightning_lossacc.history import History, Record
+from lightning_lossacc.records import UNION
 from lightning_lossacc.resume import free_directory
-from lightning_lossacc.sinks import FileSink, Reporter, Sink, find_sinks, tell
+from lightning_lossacc.sinks import ALL_FIGURES, FileSink, Reporter, Sink, TensorBoardSink, find_sinks, tell
+from lightning_lossacc.sinks.outcome import outcome
+from lightning_lossacc.sinks.report import PAUSE, ReportSink
 from lightning_lossacc.sinks.terminal import printer_for, show
 from lightning_lossacc.stages import StageState
+from lightning_lossacc.train_probe import STAGE as TRAIN_PROBE
 
 PICTURE_SECONDS = 30.0
+# Loaders that get every figure at the end; the others get the one picture.
+MAX_ALL_FIGURES = 4
 
 
 class Voice:
@@ -29,6 +36,9 @@ class Voice:
     Args:
         dirpath: directory of the files, None for the Trainer's, False for none.
         verbose: whether the terminal shows anything.
+        alert: whether loggers that can send a message to people when a warning opens.
+        report: whether `report.html` is written beside the other files.
+        config: settings of the monitor, in plain values, for the loggers.
 
     Attributes:
         directory: of the files; None where there are none.
@@ -36,9 +46,19 @@ class Voice:
         reporter: hands results to every sink.
     """
 
-    def __init__(self, dirpath: str | Path | bool | None, verbose: bool) -> None:
+    def __init__(
+        self,
+        dirpath: str | Path | bool | None,
+        verbose: bool,
+        alert: bool = False,
+        report: bool = True,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self._dirpath = dirpath
         self._verbose = verbose
+        self._alert = alert
+        self._report = report
+        self._config = config or {}
         self._last_picture = -math.inf
         self.reporter = Reporter([])
         self.directory: Path | None = None
@@ -53,8 +73,10 @@ class Voice:
         self._said: set[str] = set()
         self.directories: set[str] = set()
 
-    def find_places(self, trainer: Trainer, events: Sequence[Event]) -> None:
-        """Finds the loggers and the directory of a Trainer."""
+    def find_places(
+        self, trainer: Trainer, events: Sequence[Event], look: Callable[[], tuple[History, Sequence[Event]]]
+    ) -> None:
+        """Finds the loggers and the directory of a Trainer; `look` gives the history and events as they are later."""
         # Asking for the log directory broadcasts it, so every rank asks.
         log_dir = str(trainer.log_dir or trainer.default_root_dir)
         sinks: list[Sink] = []
@@ -64,8 +86,25 @@ class Voice:
                 self.directory = self._choose_directory(log_dir)
             if self.directory is not None:
                 sinks.append(FileSink(self.directory, rank_zero_warn))
-            sinks += find_sinks(trainer.loggers, events)
+            if self.directory is not None and self._report:
+                # An evaluation outside of a fit has no end that could be waited for.
+                sinks.append(ReportSink(self.directory, look, log_dir, PAUSE if trainer.state.fn == "fit" else 0.0))
+            sinks += find_sinks(trainer.loggers, events, self._alert)
         self.reporter = Reporter(sinks, rank_zero_warn)
+        self.reporter.start(self._config)
+
+    def announce(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes room for the verdict beside the hyperparameters that Lightning is about to log."""
+        owners = (pl_module, getattr(trainer, "datamodule", None))
+        logged = [owner.hparams_initial for owner in owners if getattr(owner, "_log_hyperparams", False)]
+        # A module's own hook may log hyperparameters with metrics of its own, and the first ones count.
+        has_own = type(pl_module).on_fit_start is not LightningModule.on_fit_start
+        if not logged or has_own or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        params = {key: value for found in logged for key, value in found.items() if key != "_class_path"}
+        for sink in find_sinks(trainer.loggers):
+            if isinstance(sink, TensorBoardSink):
+                sink.announce(params)
 
     def _choose_directory(self, log_dir: str) -> Path | None:
         """`lossacc` in the log directory, numbered if another run has written there; the same one on resume."""
@@ -111,13 +150,73 @@ class Voice:
             self._said.add(key or text)
             tell(rank_zero_warn, text)
 
-    def draw(self, history: History, events: Sequence[Event], step: int, at_end: bool) -> None:
-        """The picture of every validation loader; before the end at most every 30 seconds."""
-        now = time.monotonic()
-        if not at_end and now - self._last_picture < PICTURE_SECONDS:
+    def publish(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        found: Sequence[Record],
+        num_loaders: int,
+        quantities: Sequence[str],
+    ) -> None:
+        """Writes the records of an evaluation down, and makes their numbers known to loggers and to monitors.
+
+        Args:
+            trainer, pl_module: of the evaluation.
+            stage: as the log keys name it.
+            found: the records, that of the union among them.
+            num_loaders: of the stage; with several, each record but the union's names its own.
+            quantities: what is logged.
+        """
+        # Lightning counts one back for what it logs at a training epoch's end, so that both stages share their steps.
+        scalars, step = {}, step_of(trainer) - (stage == "train")
+        for record in found:
+            name = TRAIN_PROBE if record.stage == TRAIN_PROBE else stage
+            is_part = num_loaders > 1 and record.loader != UNION and name == stage
+            key = f"lossacc/{name}/{{}}" + (f"/dataloader_idx_{record.loader}" if is_part else "")
+            self.reporter.record(record, key, step)
+            scalars |= {
+                key.format(quantity): record.values[quantity] for quantity in quantities if quantity in record.values
+            }
+        if not scalars:
             return
-        for stage, loader in history.streams():
-            if stage == "val" and loader >= 0:
-                name = "lossacc" if loader == 0 else f"lossacc/dataloader_idx_{loader}"
-                self.reporter.picture(name, history, events, step, stage=stage, loader=loader)
+        if trainer.barebones:
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+            return
+        pl_module.log_dict(scalars, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
+        # Not through `self.log`: Lightning lets a logger's exception end the run, and this must not.
+        self.reporter.scalars(scalars | {"epoch": float(trainer.current_epoch)}, step)
+
+    def draw(self, history: History, events: Sequence[Event], step: int, loaders: Collection[int]) -> None:
+        """The one picture of some validation loaders, at most every 30 seconds."""
+        if time.monotonic() - self._last_picture < PICTURE_SECONDS:
+            return
+        for loader in sorted(loaders):
+            self.reporter.figures(ALL_FIGURES[:1], history, events, step, loader=loader)
         self._last_picture = time.monotonic()
+
+    def finish(self, trainer: Trainer, history: History, events: Sequence[Event], margin: float) -> None:
+        """The closing text, every figure, the verdict and the report."""
+        step = step_of(trainer)
+        if history.streams():
+            files = None if self.directory is None else str(self.directory)
+            text = closing.closing(history, events, margin, files)
+            self.say(trainer, text, level="info")
+            self.reporter.summary(text, step)
+            loaders = sorted(loader for stage, loader in history.streams() if stage == "val" and loader >= 0)
+            for place, loader in enumerate(loaders):
+                names = ALL_FIGURES if place < MAX_ALL_FIGURES else ALL_FIGURES[:1]
+                self.reporter.figures(names, history, events, step, loader=loader)
+            verdict = outcome(history, events, loader=loaders[0] if loaders else 0)
+            if verdict:
+                self.reporter.outcome(verdict, step)
+            for sink in self.reporter.sinks:
+                if isinstance(sink, ReportSink) and sink.path.exists():
+                    self.reporter.report(sink.path, step)
+        self.reporter.close()
+
+
+def step_of(trainer: Trainer) -> int:
+    """The step under which Lightning logs its own metrics, one lower than `global_step` at an epoch's last batch."""
+    loop = trainer.fit_loop.epoch_loop
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lightning_lossacc.diagnosis.event import Cause, Event
 from lightning_lossacc.history import History, Record
+from lightning_lossacc.sinks.outcome import outcome
 
 # Markdown and HTML of its own, a blank line, and signs outside ASCII.
 MESSAGE = "over-confidence · val\nNLL 0.1406 → 0.1658\n| ``` <b> __x__ | # 好\n\nlast"
@@ -55,11 +56,24 @@ class MetricsOnly:
         self.calls.append((metrics, step))
 
 
-def tell_all(reporter):
-    """One call of each kind."""
-    reporter.record(record(0, nll=0.5))
+def spread_record(epoch=0, **values):
+    """A record with 100 rows in five margin bins and three confidence bins."""
+    margins = [0] * 130
+    margins[0], margins[60], margins[70], margins[80], margins[129] = 1, 9, 30, 55, 5
+    confidence = {"edges": [index / 15 for index in range(16)], "rows": [0] * 7 + [20, 0, 30] + [0] * 4 + [50]}
+    made = record(epoch, **{"nll": 0.5, "accuracy": 0.75, **values})
+    return replace(made, num_rows=100, arrays={"margin_histogram": margins, "reliability": confidence})
+
+
+def tell_all(reporter, report=None):
+    """One call of each kind, in the order of a training."""
+    reporter.start({"accuracy_margin": 0.01, "watch": 1})
+    reporter.record(spread_record(2), "lossacc/val/{}", 300)
     reporter.scalars({"lossacc/val/nll": 0.5}, 300)
     reporter.event(event(300), 300)
-    reporter.picture("lossacc", HISTORY, [event(300)], 300)
+    reporter.figures(["lossacc"], HISTORY, [event(300)], 300)
     reporter.summary("done\n→ <ok>", 301)
+    reporter.outcome(outcome(HISTORY, [event(300)]), 301)
+    if report is not None:
+        reporter.report(report, 301)
     reporter.close()

@@ -453,6 +453,7 @@ def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
     assert "1 evaluation of 1547 rows" in done.stdout
     (saved,) = elsewhere.glob("runs/digits/version_0/config.yaml")
     assert "lightning_lossacc.demo.Digits" in saved.read_text()
+    assert "</html>" in (saved.parent / "lossacc" / "report.html").read_text(encoding="utf-8"), "page.html is missing"
     where = "import lightning_lossacc.cli as cli; print(cli.config_path('digits'))"
     environment = os.environ | {"PYTHONPATH": str(unpacked)}
     done = subprocess.run([sys.executable, "-c", where], cwd=elsewhere, env=environment, capture_output=True, text=True)

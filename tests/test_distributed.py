@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Su
 from lightning_lossacc import History, LossAccuracy, LossAccuracyMonitor, Record
 from lightning_lossacc.capture import Captured
 from lightning_lossacc.run import Run
-from lightning_lossacc.sinks import files
+from lightning_lossacc.sinks import reporter
 from lightning_lossacc.stages import Sampling, Settings, StageState
 from lightning_lossacc.training import WATCHED
 from tests.modules import NUM_CLASSES, QUIET, Failing, Memory, assert_identical, safely
@@ -304,7 +304,7 @@ def work(path: Path) -> None:
 
     torch.distributed.all_reduce = counted
     Run.evaluate = evaluated
-    files.save_picture = lambda *args, **options: args[2].touch()
+    reporter.image = lambda *args, **options: None
     for name in SCENARIOS:
         calls.clear()
         evaluations.clear()

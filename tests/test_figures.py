@@ -17,7 +17,8 @@ from matplotlib.colors import same_color
 
 from lightning_lossacc.curves import Curves, Range, event_words, layout, spread
 from lightning_lossacc.diagnosis.event import Cause
-from lightning_lossacc.figures import ORANGE, PALE, SKY, picture, pixels, save_picture
+from lightning_lossacc.figures import picture, pixels, save_picture
+from lightning_lossacc.figures.canvas import LIGHT
 from lightning_lossacc.history import History
 from tests.made_up import event, record
 
@@ -80,11 +81,11 @@ def test_picture_names_the_gap_events_reference_and_best_checkpoints():
 @pytest.mark.parametrize(
     ("nll", "temperature", "edge", "words", "color"),
     [
-        (0.70, 1.5, 0.0, "over-confidence, 0.2 nats: gone at T = 1.50", ORANGE),
-        (0.70, 0.4, 0.0, "under-confidence, 0.2 nats: gone at T = 0.40", SKY),
-        (0.501, 1.02, 0.0, "confidence fits: T = 1.02", ORANGE),
-        (0.70, 8.0, 1.0, "0.2 nats or more: T at the edge of the grid", PALE),
-        (0.70, 0.25, 1.0, "0.2 nats or more: T at the edge of the grid", PALE),
+        (0.70, 1.5, 0.0, "over-confidence, 0.2 nats: gone at T = 1.50", LIGHT.orange),
+        (0.70, 0.4, 0.0, "under-confidence, 0.2 nats: gone at T = 0.40", LIGHT.sky),
+        (0.501, 1.02, 0.0, "confidence fits: T = 1.02", LIGHT.orange),
+        (0.70, 8.0, 1.0, "0.2 nats or more: T at the edge of the grid", LIGHT.pale),
+        (0.70, 0.25, 1.0, "0.2 nats or more: T at the edge of the grid", LIGHT.pale),
     ],
 )
 def test_gap_has_the_name_and_colour_of_its_temperature(nll, temperature, edge, words, color):
@@ -108,7 +109,7 @@ def test_gap_changes_colour_where_the_temperature_crosses_one():
         for shade in shades
         if shade.get_paths()
     }
-    under, over = (spans[matplotlib.colors.to_rgb(color)] for color in (SKY, ORANGE))
+    under, over = (spans[matplotlib.colors.to_rgb(color)] for color in (LIGHT.sky, LIGHT.orange))
     # T = 0.84 + 0.02 epoch passes 1 at epoch 8.
     assert (under.min(), under.max(), over.min(), over.max()) == (0, 7, 8, 39)
 
@@ -268,7 +269,7 @@ def test_names_without_room_are_counted_and_warnings_come_first():
     events.append(event(2200, "spike", "unknown"))
     figure = picture(run(), events)
     assert has(figure, "spike: unknown")
-    assert has(figure, "left out for want of room: 5")
+    assert has(figure, "left out for want of room: 6")
 
 
 def test_name_with_dollar_signs_is_not_mathematics():

@@ -1,46 +1,59 @@
-"""Every place gets what it can show, by its own means: read back from what real loggers wrote.
-
-TensorBoard event files, an offline W&B run, CSV, and a logger with `log_metrics` and no more."""
+"""Which place gets which sink, and what those without pictures get: CSV, and a logger with `log_metrics` alone."""
 
 from __future__ import annotations
 
 import csv
-import json
-import struct
 from pathlib import Path
 
 import pytest
 
 from lightning_lossacc.sinks import (
+    CometSink,
+    CsvSink,
     GenericSink,
+    LitSink,
+    MLFlowSink,
     Reporter,
     TensorBoardSink,
     WandbSink,
     find_sinks,
 )
-from tests.made_up import MESSAGE, MetricsOnly, event, tell_all
-
-
-def copies(name):
-    """The same logger class of both Lightning packages, which are unrelated types."""
-    lightning = pytest.importorskip("lightning.pytorch.loggers")
-    legacy = pytest.importorskip("pytorch_lightning.loggers")
-    return getattr(lightning, name), getattr(legacy, name)
+from lightning_lossacc.sinks.distributions import Distribution, distributions
+from lightning_lossacc.sinks.event_table import MAX_ROWS, EventTable
+from lightning_lossacc.sinks.outcome import BEST, outcome
+from tests.made_up import HISTORY, MESSAGE, MetricsOnly, event, record, spread_record, tell_all
+from tests.read_back import copies
 
 
 @pytest.mark.parametrize("package", [0, 1], ids=["lightning", "pytorch_lightning"])
 def test_sinks_are_found_for_all_loggers_by_class_name(tmp_path, package):
-    tensorboard, table, wandb = (copies(name)[package] for name in ("TensorBoardLogger", "CSVLogger", "WandbLogger"))
+    names = ("TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger")
+    tensorboard, table, wandb, mlflow = (copies(name)[package] for name in names)
     derived = type("MyLogger", (tensorboard,), {})
     loggers = [
         table(tmp_path),
         tensorboard(tmp_path),
         derived(tmp_path),
         wandb(save_dir=tmp_path, offline=True),
+        # Those create a store or a run when they are made; a name is all that decides.
+        mlflow.__new__(mlflow),
+        type("CometLogger", (MetricsOnly,), {})(),
+        type("LitLogger", (MetricsOnly,), {})(),
+        type("AimLogger", (MetricsOnly,), {})(),
         MetricsOnly(),
     ]
     kinds = [type(sink) for sink in find_sinks(loggers)]
-    assert kinds == [GenericSink, TensorBoardSink, TensorBoardSink, WandbSink, GenericSink]
+    assert kinds == [
+        CsvSink,
+        TensorBoardSink,
+        TensorBoardSink,
+        WandbSink,
+        MLFlowSink,
+        CometSink,
+        LitSink,
+        GenericSink,
+        GenericSink,
+    ]
     assert not any(Path(tmp_path).rglob("*.wandb")), "finding a sink must not start a run"
 
 
@@ -51,126 +64,6 @@ def test_what_cannot_log_gets_no_sink():
     ]
     junk = [None, 3, "logger", object(), type("Holder", (), {"log_metrics": 3})()]
     assert find_sinks([*dummies, *junk]) == []
-
-
-def tensorboard_of(path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
-    return accumulator.Reload()
-
-
-@pytest.mark.parametrize("prefix", ["", "net"])
-@pytest.mark.parametrize("package", [0, 1], ids=["lightning", "pytorch_lightning"])
-def test_tensorboard_holds_numbers_text_and_picture(tmp_path, package, prefix):
-    logger = copies("TensorBoardLogger")[package](tmp_path, prefix=prefix)
-    tell_all(Reporter(find_sinks([logger]), warn=pytest.fail))
-    board = tensorboard_of(logger.log_dir)
-    start = f"{prefix}-" if prefix else ""
-    assert [(s.step, s.value) for s in board.Scalars(f"{start}lossacc/val/nll")] == [(300, 0.5)]
-    assert [(s.step, s.value) for s in board.Scalars(f"{start}lossacc/val/events")] == [(300, 1.0)]
-    (image,) = board.Images(f"{start}lossacc")
-    assert image.step == 300 and image.width == 900 and image.height > 400
-    (found,) = board.Tensors(f"{start}lossacc/events/text_summary")
-    text = found.tensor_proto.string_val[0].decode()
-    assert found.step == 300 and "loss up, accuracy flat: over-confidence" in text
-    assert text.endswith("\n".join(f"    {line}" for line in MESSAGE.splitlines()))
-    (found,) = board.Tensors(f"{start}lossacc/summary/text_summary")
-    assert found.tensor_proto.string_val[0].decode() == "    done\n    → <ok>"
-
-
-# The HTML cleaner inside tensorboard warns about itself.
-@pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
-def test_tensorboard_shows_a_message_as_it_is(tmp_path):
-    from tensorboard.plugin_util import markdown_to_safe_html
-
-    logger = copies("TensorBoardLogger")[0](tmp_path)
-    Reporter(find_sinks([logger]), warn=pytest.fail).event(event(300), 1)
-    logger.experiment.flush()
-    (found,) = tensorboard_of(logger.log_dir).Tensors("lossacc/events/text_summary")
-    page = markdown_to_safe_html(found.tensor_proto.string_val[0])
-    shown = page.partition("<pre><code>")[2].partition("</code></pre>")[0]
-    assert shown.strip() == MESSAGE.replace("<b>", "&lt;b&gt;")
-
-
-def wandb_records(path):
-    """Records of an offline run: LevelDB's log, 32 KiB blocks of (crc, length, kind, data)."""
-    from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
-
-    data, whole = path.read_bytes(), b""
-    assert data[:4] == b":W&B"
-    at = 7
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        # 1 is a whole record; 2, 3 and 4 are its first, middle and last part.
-        if kind in (1, 4):
-            made = WandbRecord()
-            made.ParseFromString(whole)
-            yield made
-            whole = b""
-
-
-def test_wandb_offline_run_holds_numbers_table_picture_and_summary(tmp_path, monkeypatch):
-    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    wandb = pytest.importorskip("wandb")
-    logger = copies("WandbLogger")[0](save_dir=tmp_path, offline=True, prefix="net")
-    try:
-        reporter = Reporter(find_sinks([logger], [event(100, stage="test")]), warn=pytest.fail)
-        logger.log_metrics({"user": 1.0}, step=900)
-        tell_all(reporter)
-        reporter.event(event(400), 400)
-    finally:
-        wandb.teardown()
-    (path,) = tmp_path.rglob("run-*.wandb")
-    rows, summary = [], {}
-    for made in wandb_records(path):
-        if made.HasField("history"):
-            rows.append(dict(decoded(item) for item in made.history.item))
-        if made.HasField("summary"):
-            summary |= dict(decoded(item) for item in made.summary.update)
-
-    def logged(key):
-        return [(row["trainer/global_step"], row[key]) for row in rows if key in row]
-
-    # Lower steps after a higher one are kept: nothing was logged with `step=`.
-    assert logged("net-user") == [(900, 1.0)]
-    assert logged("net-lossacc/val/nll") == [(300, 0.5)]
-    assert logged("net-lossacc/val/events") == [(300, 1.0), (400, 2.0)]
-    assert logged("net-lossacc/event_table/nrows") == [(300, 2), (400, 3)]
-    assert logged("net-lossacc/width") == [(300, 900)]
-    assert logged("net-lossacc/summary/_type") == [(301, "html-file")]
-    assert summary["net-lossacc/events"] == 3
-    assert summary["net-lossacc/last_event"] == "loss up, accuracy flat: over-confidence"
-    files = [file for file in tmp_path.rglob("media/**/*") if file.is_file()]
-    tables = [json.loads(file.read_text()) for file in files if file.name.endswith(".table.json")]
-    longest = max(tables, key=lambda table: len(table["data"]))
-    assert longest["data"][1][longest["columns"].index("message")] == MESSAGE
-    (page,) = (file.read_text() for file in files if file.suffix == ".html")
-    assert page == "<pre>done\n→ &lt;ok&gt;</pre>"
-
-
-def decoded(item):
-    """(slash-joined key, value) of one item of a W&B record."""
-    return "/".join(item.nested_key) or item.key, json.loads(item.value_json)
-
-
-def test_csv_gets_numbers_and_a_count_of_events(tmp_path):
-    logger = copies("CSVLogger")[0](tmp_path, prefix="net")
-    reporter = Reporter(find_sinks([logger]), warn=pytest.fail)
-    tell_all(reporter)
-    reporter.event(event(400), 400)
-    logger.save()
-    with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    counts = [(row["step"], row["net-lossacc/val/events"]) for row in rows]
-    assert ("300", "1.0") in counts and ("400", "2.0") in counts
-    assert rows[0]["net-lossacc/val/nll"] == "0.5"
 
 
 def test_unknown_logger_gets_numbers_and_a_count_for_each_stage():
@@ -185,3 +78,74 @@ def test_unknown_logger_gets_numbers_and_a_count_for_each_stage():
         ({"lossacc/val/events": 2.0}, 400),
         ({"lossacc/test/events": 1.0}, 500),
     ]
+
+
+def test_nothing_is_drawn_for_those_who_show_no_pictures(monkeypatch):
+    """Nor is anything drawn without any place, as in a Trainer without loggers and files."""
+    monkeypatch.setattr("lightning_lossacc.sinks.reporter.image", lambda *a, **b: pytest.fail("drawn"))
+    tell_all(Reporter(find_sinks([MetricsOnly()]), warn=pytest.fail))
+    tell_all(Reporter([], warn=pytest.fail))
+
+
+@pytest.mark.parametrize("package", [0, 1], ids=["lightning", "pytorch_lightning"])
+def test_csv_gets_numbers_and_a_table_of_events(tmp_path, package):
+    logger = copies("CSVLogger")[package](tmp_path, prefix="net")
+    reporter = Reporter(find_sinks([logger], [event(100, stage="test")]), warn=pytest.fail)
+    tell_all(reporter)
+    reporter.event(event(400), 400)
+    logger.save()
+    folder = Path(logger.log_dir)
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = [(row["step"], row["net-lossacc/val/events"]) for row in rows]
+    assert ("300", "1.0") in counts and ("400", "2.0") in counts
+    assert rows[0]["net-lossacc/val/nll"] == "0.5"
+    with open(folder / "lossacc_events.csv", newline="", encoding="utf-8") as file:
+        events = list(csv.DictReader(file))
+    assert [(row["step"], row["stage"]) for row in events] == [("100", "test"), ("300", "val"), ("400", "val")]
+    assert events[1]["event"] == "loss up, accuracy flat: over-confidence" and events[1]["message"] == MESSAGE
+    assert sorted(path.name for path in folder.iterdir()) == ["lossacc_events.csv", "metrics.csv"]
+
+
+def test_the_table_of_events_keeps_the_newest():
+    table = EventTable(event(100 * step) for step in range(1, MAX_ROWS + 1))
+    table.add(event(100_000))
+    assert len(table.rows) == MAX_ROWS == 200
+    assert [table.rows[0][1], table.rows[-1][1]] == [200, 100_000]
+
+
+def test_the_table_in_markdown_cannot_be_broken_by_its_cells():
+    made = EventTable([event(300, cause="a|b\nc")]).markdown().splitlines()
+    assert len(made) == 3 and {line.replace("\\|", "").count("|") for line in made} == {9}
+    assert EventTable().markdown() == "no event"
+
+
+def test_distributions_are_the_counts_of_the_record_without_empty_ends():
+    """All rows, at their place; edges one more than bins; the two bins beyond ±64 are finite."""
+    found = distributions(spread_record())
+    margin, confidence = found["margin"], found["confidence"]
+    assert sum(margin.rows) == sum(confidence.rows) == 100
+    assert len(margin.edges) == len(margin.rows) + 1 == 131
+    assert -70 < margin.edges[0] < -64.0 and margin.edges[1] == pytest.approx(-64)
+    assert margin.edges[-2] == pytest.approx(64) and 64 < margin.edges[-1] < 70
+    assert confidence.rows == (20, 0, 30, 0, 0, 0, 0, 50)
+    assert confidence.edges == tuple(index / 15 for index in range(7, 16))
+    assert distributions(record()) == {}
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 3.0), (1.0, 4.0)])
+def test_quantiles_lie_linear_within_a_bin(share, value):
+    assert Distribution((0.0, 1.0, 2.0, 4.0), (50, 0, 50)).quantile(share) == pytest.approx(value)
+
+
+def test_the_outcome_says_what_lasts_and_where_each_measure_was_best():
+    closed = event(100, "plateau", cause="unknown")
+    events = [closed, event(200), event(300, "plateau", "unknown", id=closed.id, status="closed")]
+    history = HISTORY
+    found = outcome(history, events)
+    assert found["verdict"] == "loss up, accuracy flat: over-confidence" and found["num_warnings"] == 2
+    assert found["last_nll"] == found["best_nll"] == 0.5 and found["best_nll_epoch"] == 0
+    # What no record holds, and what is not finite, is left out.
+    assert not any("refinement" in key or "temperature" in key for key in found) and "refinement_nll" in BEST
+    assert outcome(history, [])["verdict"] == "no event to warn of"
+    assert outcome(history, [], stage="test") == {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import sys
 
 import pytest
@@ -28,7 +29,9 @@ def test_headline_is_coloured_on_a_terminal(monkeypatch, level, code):
         monkeypatch.setattr(sys, "stdout", terminal)
         assert show("loss up [bold]\n  second [red]line", level=level)
         monkeypatch.undo()
-        got = os.read(leader, 1000).decode()
+        got = ""
+        while got.count("\n") < 2:
+            got += os.read(leader, 1000).decode()
     os.close(leader)
     assert got == f"\x1b[1;{code}mloss up [bold]\x1b[0m\r\n  second [red]line\r\n"
 
@@ -105,10 +108,14 @@ def trainer_with(callback):
     )
 
 
-def test_text_under_a_tqdm_bar_stands_on_its_own_lines(capsys):
+@pytest.mark.parametrize("twice", [False, True], ids=["", "tqdm loaded twice"])
+def test_text_under_a_tqdm_bar_stands_on_its_own_lines(capsys, monkeypatch, twice):
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+    if twice:
+        # As `lightning_sdk` does; the second one knows no bar of Lightning's.
+        monkeypatch.setattr("tqdm.tqdm", type("tqdm", (), {"write": staticmethod(print)}))
     printer = printer_for(trainer_with(TQDMProgressBar()))
     bar = Tqdm(total=3, file=sys.stdout, ncols=40)
     bar.update(1)
@@ -116,8 +123,8 @@ def test_text_under_a_tqdm_bar_stands_on_its_own_lines(capsys):
     bar.close()
     show("after the last bar", printer)
     out = capsys.readouterr().out
-    # The bar is wiped before the text and drawn again on the line below it.
-    assert "\r" + " " * 39 + "\rfirst\nsecond\n\r" in out.replace(" " * 40, " " * 39)
+    # The bar is wiped before the text and drawn again below it; one that counts as the second stands a line lower.
+    assert re.search(r"\r {39,40}\r(\x1b\[A)?first\nsecond\n\n?\r", out)
     assert out.endswith("after the last bar\n")
 
 
@@ -148,3 +155,28 @@ def test_printer_of_other_bars_and_of_none(capsys):
     show("text", printer_for(trainer_with(Own())))
     show("plain", printer_for(object()))
     assert capsys.readouterr().out == "own text\nplain\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+@pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar", None])
+def test_events_of_a_training_stand_whole_in_a_log_file(tmp_path, capsys, bar):
+    """Each line of each warning is a line of its own, at most eight of them, whatever bar runs into the same file."""
+    from lightning.pytorch import callbacks, seed_everything
+
+    from lightning_lossacc import LossAccuracyMonitor
+    from tests.modules import Plain, loader, trainer
+
+    seed_everything(3)
+    watch = LossAccuracyMonitor(dirpath=False)
+    bars = [getattr(callbacks, bar)()] if bar else []
+    fit = trainer(tmp_path, watch, *bars, max_epochs=12, enable_progress_bar=bar is not None)
+    fit.fit(Plain(drop=0.1), loader(), loader(seed=2))
+    # A bar is wiped by going back to the line's beginning, and one line up if it is the second one.
+    out = capsys.readouterr().out.replace("\x1b[A", "")
+    lines = [line.split("\r")[-1].rstrip() for line in out.split("\n")]
+    warned = [event.message.splitlines() for event in watch.events if event.level == "warning"]
+    assert warned
+    for message in warned:
+        assert 1 <= len(message) <= 8
+        start = lines.index(message[0])
+        assert lines[start : start + len(message)] == message

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_lossacc.kernels import library, loss_reference, reference
+from lightning_lossacc.kernels import compiled, library, loss_reference, reference
 from lightning_lossacc.kernels.backend import BACKENDS, Backend, Choice, choose, expect_backend
 from lightning_lossacc.sums import Layout
 
@@ -53,7 +53,8 @@ def row_statistics(
         library.row_statistics(preds.detach(), target.detach(), counts, sums, layout, backend)
         return
     _refuse_transforms(preds, target)
-    if choose(preds, layout, backend).name == "triton":
+    chosen = choose(preds, layout, backend).name
+    if chosen == "triton":
         from lightning_lossacc.kernels import launch
 
         if (
@@ -71,7 +72,8 @@ def row_statistics(
         launch.statistics(logits, index, counts, sums, layout)
         return
     logits, index = canonical(preds, target, layout)
-    reference.row_statistics(logits, index, counts, sums, layout)
+    reduce = compiled.reduce if chosen == "compiled" else None
+    reference.row_statistics(logits, index, counts, sums, layout, reduce)
 
 
 library.serve(row_statistics)

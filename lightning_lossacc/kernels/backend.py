@@ -1,4 +1,4 @@
-"""Which implementation runs where, and why: Triton on a CUDA device, plain PyTorch everywhere else."""
+"""Which implementation runs where, and why: Triton on a CUDA device, PyTorch everywhere else, compiled if asked for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lossacc.kernels import compiled
 from lightning_lossacc.kernels.plan import LARGEST_GRID
 from lightning_lossacc.sums import Layout
 
-Backend = Literal["auto", "triton", "reference"]
-BACKENDS: tuple[Backend, ...] = ("auto", "triton", "reference")
+Backend = Literal["auto", "triton", "reference", "compiled"]
+BACKENDS: tuple[Backend, ...] = ("auto", "triton", "reference", "compiled")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Threads of a cell of a launch's grid; a lane kernel has one for 64 rows, so that 2^31 rows are far away.
 OLDEST_CAPABILITY = (7, 0)
@@ -24,7 +25,7 @@ OLDEST_CAPABILITY = (7, 0)
 class Choice(NamedTuple):
     """What runs, and why nothing else does."""
 
-    name: Literal["triton", "reference"]
+    name: Literal["triton", "reference", "compiled"]
     reason: str
 
 
@@ -34,16 +35,22 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
     Args:
         logits: only dtype and device are looked at.
         layout: what is counted; None for a loss alone.
-        requested: `"auto"` takes Triton where it can, `"reference"` plain PyTorch, `"triton"` raises where it cannot.
+        requested: `"auto"` takes Triton where it can and else plain PyTorch, which is `"reference"`; `"triton"` and
+            `"compiled"` (PyTorch's C++ compiler, on a CPU) raise where they cannot run.
 
     Raises:
-        ValueError: if `requested` is unknown, or `"triton"` cannot run.
+        ValueError: if `requested` is unknown or cannot run.
     """
     if requested not in BACKENDS:
         raise ValueError(f"Expected `backend` to be one of {BACKENDS}, but got {requested!r}.")
     if requested == "reference":
         return Choice("reference", "it was asked for")
     device = logits.device
+    if requested == "compiled":
+        reason = compiled.obstacle() if device.type == "cpu" else f"the logits are on a {device.type} device"
+        if reason:
+            raise ValueError(f"Expected `backend='compiled'` to be possible, but {reason}; use 'auto' or 'reference'.")
+        return Choice("compiled", "it was asked for")
     num_temperatures = 0 if layout is None else len(layout.temperatures)
     obstacle = _obstacle(device.type, device.index, logits.dtype, num_temperatures)
     if not obstacle:

@@ -13,17 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lightning_lossacc.kernels.rowwise import log2_difference
-from lightning_lossacc.kernels.tally import sort_target
+from lightning_lossacc.kernels.tally import log2_difference, sort_target
 
 
 @triton.jit
 def slope(
-    value, place, truth, lse, scale, own_weight, all_weights, class_weight, smoothing, smoothing_weight,
+    value, place, truth, top, log_total, scale, own_weight, all_weights, class_weight, smoothing, smoothing_weight,
     SMOOTH: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one class of one row; everything broadcasts."""
-    probability = tl.exp2(log2_difference(value, lse, FUSED))
+    probability = tl.exp2(log2_difference(value, top, FUSED) - log_total)
     hit = tl.where(place == truth, 1.0, 0.0)
     result = own_weight * (probability - hit)
     if SMOOTH:
@@ -31,10 +30,10 @@ def slope(
     return scale * result
 
 
-@triton.jit(do_not_specialize=["rows_per_item", "ignore_index"])
+@triton.jit(do_not_specialize=["num_rows", "rows_per_item", "ignore_index"])
 def row_gradient(
     logits, target, weight, row_lse, row_scale, gradient,
-    rows_per_item, item_stride, row_stride, target_item_stride, target_row_stride, ignore_index, smoothing,
+    num_rows, rows_per_item, item_stride, row_stride, target_item_stride, target_row_stride, ignore_index, smoothing,
     smoothing_weight,
     C: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, HAS_IGNORE: tl.constexpr, WEIGHTED: tl.constexpr,
     SMOOTH: tl.constexpr, SHARED_SCALE: tl.constexpr, FUSED: tl.constexpr,
@@ -59,8 +58,8 @@ def row_gradient(
                 all_weights = tl.load(weight + C)
                 class_weight = tl.load(weight + place, mask=inside, other=0.0)
         found = slope(
-            value, place, truth, tl.load(row_lse + row), scale, own_weight, all_weights, class_weight, smoothing,
-            smoothing_weight, SMOOTH, FUSED,
+            value, place, truth, tl.load(row_lse + row), tl.load(row_lse + num_rows + row), scale, own_weight,
+            all_weights, class_weight, smoothing, smoothing_weight, SMOOTH, FUSED,
         )  # fmt: skip
     else:
         found = tl.zeros([BLOCK], tl.float32) + tl.where(ignored, 0.0, float("nan"))
@@ -86,7 +85,8 @@ def lane_gradient(
     truth = tl.where(considered, label, 0).to(tl.int32)
     start = logits + item * item_stride + within * row_stride
     into = gradient + item * item_step + within * row_step
-    lse = tl.load(row_lse + row, mask=considered, other=0.0)
+    top = tl.load(row_lse + row, mask=considered, other=0.0)
+    log_total = tl.load(row_lse + num_rows + row, mask=considered, other=0.0)
     if SHARED_SCALE:
         scale = tl.load(row_scale)
     else:
@@ -101,8 +101,8 @@ def lane_gradient(
         if WEIGHTED and SMOOTH:
             class_weight = tl.load(weight + place)
         found = slope(
-            value, place, truth, lse, scale, own_weight, all_weights, class_weight, smoothing, smoothing_weight,
-            SMOOTH, FUSED,
+            value, place, truth, top, log_total, scale, own_weight, all_weights, class_weight, smoothing,
+            smoothing_weight, SMOOTH, FUSED,
         )  # fmt: skip
         found = tl.where(considered, found, excluded)
         tl.store(into, found.to(gradient.dtype.element_ty), mask=inside)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lightning_lossacc.kernels.rowwise import log2_difference
 from lightning_lossacc.kernels.tally import (
     LN_2,
     LOWEST,
@@ -22,6 +21,7 @@ from lightning_lossacc.kernels.tally import (
     exact,
     exponentials,
     half_of,
+    log2_difference,
     margin_cell,
     mixed_bits,
     select_flags,
@@ -127,14 +127,14 @@ def lane_kernel(
             kept = kept + (value,)
             other, shown, beats = compare(value, place, truth, own, other, shown, beats, RANK)
             if SMOOTH:
-                smooth += value * tl.load(weight + place) if WEIGHTED else value
+                smooth += (value - own) * tl.load(weight + place) if WEIGHTED else value - own
     else:
         for place in range(C):
             value = tl.load(walk, mask=considered, other=0.0).to(tl.float32)
             walk += class_stride
             other, shown, beats = compare(value, place, truth, own, other, shown, beats, RANK)
             if SMOOTH:
-                smooth += value * tl.load(weight + place) if WEIGHTED else value
+                smooth += (value - own) * tl.load(weight + place) if WEIGHTED else value - own
     maximum = tl.maximum(other, own)
     totals, firsts = (), ()
     for k in tl.static_range(len(BETAS)):
@@ -159,15 +159,15 @@ def lane_kernel(
     nonfinite = considered & ((total != total) | (tl.abs(own) == float("inf")))
     valid = considered & (nonfinite == 0)
     if LOSS:
-        lse = log2_total * LN_2 + maximum
         loss = nll
         if WEIGHTED:
             loss = loss * tl.load(weight + truth)
         if SMOOTH:
             all_weights = tl.load(weight + C) if WEIGHTED else C * 1.0
-            loss = (1.0 - smoothing) * loss + smoothing_weight * (all_weights * lse - smooth)
+            loss = (1.0 - smoothing) * loss + smoothing_weight * (all_weights * nll - smooth)
         loss = tl.where(considered, loss, tl.where(ignored, 0.0, float("nan")))
-        tl.store(row_lse + row, tl.where(considered, lse, 0.0), mask=inside)
+        tl.store(row_lse + row, tl.where(considered, maximum, 0.0), mask=inside)
+        tl.store(row_lse + num_rows + row, tl.where(considered, log2_total, 0.0), mask=inside)
         tl.store(row_loss + row, loss, mask=inside)
     if STATS:
         margin = own - other

@@ -127,7 +127,9 @@ def loss_rows(
     sums: Tensor | None,
     layout: Layout | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp of every row, (I * R,) float32 each; with a `layout` its vectors are filled as well.
+    """Loss of every row, (I * R,) float32, and its log-sum-exp in two parts, (2, I * R); see `rowwise.row_kernel`.
+
+    With a `layout` its vectors are filled as well.
 
     Args:
         logits, target, counts, sums: as in `statistics`.
@@ -153,7 +155,7 @@ def loss_gradient(
 
     Args:
         logits, target, weight, ignore_index, label_smoothing: as in `loss_rows`.
-        row_lse: (I * R,) float32, from `loss_rows`.
+        row_lse: (2, I * R) float32, from `loss_rows`.
         row_scale: incoming gradient of each row's loss, (I * R,) float32, or one for all rows, ().
     """
     items, num_classes, rows_per_item = logits.shape
@@ -162,7 +164,7 @@ def loss_gradient(
     if gradient.numel() == 0:
         return gradient
     weights = logits if weight is None else _with_sum(weight)
-    tensors = (logits, target, weights, row_lse, row_scale.float(), gradient)
+    tensors = (logits, target, weights, row_lse, row_scale.float().contiguous(), gradient)
     item_stride, class_stride, row_stride = logits.stride()
     numbers = (ignore_index, float(label_smoothing), float(label_smoothing) / num_classes)
     shared = dict(
@@ -174,7 +176,7 @@ def loss_gradient(
             block = min(GRADIENT_BLOCK, triton.next_power_of_2(num_classes))
             parts = -(-num_classes // block)
             row_gradient[(num_rows * parts,)](
-                *tensors, rows_per_item, item_stride, row_stride, *target.stride(), *numbers,
+                *tensors, num_rows, rows_per_item, item_stride, row_stride, *target.stride(), *numbers,
                 BLOCK=block, PARTS=parts, num_warps=4, **shared,
             )  # fmt: skip
         else:
@@ -211,9 +213,9 @@ def _launch(
     if layout is not None:
         ignore_index = layout.ignore_index
     device = logits.device
-    losses = torch.empty(2, num_rows, dtype=torch.float32, device=device) if with_loss else None
+    losses = torch.empty(3, num_rows, dtype=torch.float32, device=device) if with_loss else None
     if num_rows == 0:
-        return None if losses is None else (losses[1], losses[0])
+        return None if losses is None else (losses[2], losses[:2])
     plan = plan_of(layout if with_stats else NO_LAYOUT)
     by_item = with_stats and rows_per_item > 1
     item_size = 3 + 2 * len(plan.grid)
@@ -226,7 +228,7 @@ def _launch(
         logits, target,
         *((unused if tensor is None else tensor) for tensor in kept),
         unused if weights is None else weights,
-        *((unused, unused) if losses is None else (losses[0], losses[1])),
+        *((unused, unused) if losses is None else (losses[0], losses[2])),
     )  # fmt: skip
     # A dimension of one has any stride; the kernels are specialised by it, and must not be made anew for one row.
     strides = (logits.stride(0) if items > 1 else columns * rows_per_item, row_stride)
@@ -247,7 +249,7 @@ def _launch(
                 T=len(plan.grid), COUNT_HALF=plan.count_half, SUM_GRID=plan.sum_grid, num_warps=4,
                 **_options(),
             )  # fmt: skip
-    return None if losses is None else (losses[1], losses[0])
+    return None if losses is None else (losses[2], losses[:2])
 
 
 def _row_launch(

@@ -55,17 +55,21 @@ def loss_forward(
         Row loss and log sum_j exp(z_j), (N,) each for N = I * R rows, float32 (float64 for float64 logits). The second
         means nothing in rows that are ignored or whose target has a logit that is not finite.
     """
-    if layout is not None:
-        reference.row_statistics(logits, target, counts, sums, layout)
     rows = _Rows.of(logits, target, weight, ignore_index)
     items, num_classes, rows_per_item = logits.shape
     target_index = rows.index.view(items, 1, rows_per_item)
     target_logit = logits.gather(1, target_index).flatten().to(_wide(logits))  # (N,)
     nll = torch.empty_like(target_logit)
     spread = torch.empty_like(nll) if label_smoothing else None
-    for cut in _cuts(logits):
+    if layout is not None:
+        values = reference.row_values(logits, target, layout)
+        reference.add_values(values, logits, target, counts, sums, layout)
+        nll = values.nll
+    # The statistics know the NLL already, but no mean over the classes.
+    for cut in _cuts(logits) if layout is None or spread is not None else ():
         log_p = cut.normalised(logits, torch.log_softmax)
-        nll[cut.rows] = log_p.gather(cut.class_dim, cut.by_row(rows.index)).neg_().flatten()
+        if layout is None:
+            nll[cut.rows] = log_p.gather(cut.class_dim, cut.by_row(rows.index)).neg_().flatten()
         if spread is not None:
             if weight is not None:
                 log_p.mul_(cut.by_class(weight))

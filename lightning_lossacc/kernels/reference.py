@@ -18,6 +18,7 @@ before any arithmetic and float64 stays float64. Inputs are never written to.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ LOWEST_DIFFERENCE = -1.0e4
 LARGEST_EXPONENT = 60.0
 # Sentinel of targets that are no single class (soft labels); outside every possible range of classes.
 UNSUPPORTED_TARGET = torch.iinfo(torch.int64).min
+
+
+Reduction = Callable[[Tensor, Tensor, Tensor, int, Layout, list[Tensor], Tensor], None]
 
 
 class RowValues(NamedTuple):
@@ -52,12 +56,13 @@ class RowValues(NamedTuple):
     temperature_slope: Tensor  # (T, N)
 
 
-def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
+def row_values(logits: Tensor, target: Tensor, layout: Layout, reduce: Reduction | None = None) -> RowValues:
     """All quantities of every row.
 
     Args:
         logits: (I, C, R) of a float dtype: I items of R rows each; (I, 1, R) for the binary task.
         target: (I, R) int64.
+        reduce: what takes the place of `reduce_classes`.
 
     Returns:
         Values of N = I * R rows, item by item.
@@ -79,7 +84,7 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
         rows = slice(start, start + chunk.shape[1 - class_dim])
         workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5 if grid else 3)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
-        _reduce_classes(chunk, safe_target[rows], own[rows], class_dim, layout, buffers, raw[:, rows])
+        (reduce or reduce_classes)(chunk, safe_target[rows], own[rows], class_dim, layout, buffers, raw[:, rows])
 
     other, shift, total, first, squares = raw[:5]
     # NaN and +inf reach the largest difference, so that one test of it and the target finds every non-finite row.
@@ -111,7 +116,9 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     )
 
 
-def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+def row_statistics(
+    logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout, reduce: Reduction | None = None
+) -> None:
     """Adds a batch to the two vectors of `layout`, in place.
 
     Args:
@@ -119,9 +126,14 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
         target: (I, R) int64.
         counts: (layout.size_counts,) int64.
         sums: (layout.size_sums,) float64.
+        reduce: as in `row_values`.
     """
+    add_values(row_values(logits, target, layout, reduce), logits, target, counts, sums, layout)
+
+
+def add_values(values: RowValues, logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+    """Adds what `row_values` gave to the two vectors, in place; arguments as in `row_statistics`."""
     items, _, rows_per_item = logits.shape
-    values = row_values(logits, target, layout)
     flat_target = target.reshape(-1)
     valid = values.valid
     into = layout.parts(counts, sums)
@@ -220,7 +232,7 @@ def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
     )
 
 
-def _reduce_classes(
+def reduce_classes(
     logits: Tensor,
     target: Tensor,
     own: Tensor,

@@ -14,49 +14,22 @@ import triton.language as tl
 
 from lightning_lossacc.kernels.tally import (
     LN_2,
-    LOG2_E,
     LOWEST,
     confidence_cell,
     exact,
     exponentials,
     half_of,
+    lane_reduce_max,
+    lane_reduce_sum,
+    log2_difference,
     margin_cell,
     mixed_bits,
+    next_below,
     select_flags,
     sort_target,
 )
 
 NEVER = tl.constexpr(2**31 - 1)
-
-
-@triton.jit
-def log2_difference(value, maximum, FUSED: tl.constexpr):
-    """(value - maximum) log2 e; one instruction where multiply-add is fused, whose maximum is rounded alike for all."""
-    if FUSED:
-        return tl.fma(value, LOG2_E, -(maximum * LOG2_E))
-    else:
-        return (value - maximum) * LOG2_E
-
-
-@triton.jit
-def lane_reduce_max(block):
-    """(A, LANES, VEC) -> (LANES,) without a shuffle."""
-    return tl.max(tl.max(block, 2), 0)
-
-
-@triton.jit
-def lane_reduce_sum(block):
-    """(A, LANES, VEC) -> (LANES,) without a shuffle."""
-    return tl.sum(tl.sum(block, 2), 0)
-
-
-@triton.jit
-def next_below(value):
-    """The largest float32 below a finite value, so that x > next_below(v) means x >= v."""
-    bits = value.to(tl.int32, bitcast=True)
-    lower = tl.where(value > 0, bits - 1, bits + 1)
-    lower = tl.where(value == 0, -2147483647, lower)
-    return lower.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -167,6 +140,9 @@ def row_kernel(
     """Adds the rows of a batch to `counts` and `sums`; with `LOSS` stores each row's loss and log-sum-exp.
 
     Args:
+        row_lse: (2, num_rows) float32: the largest logit, and log2 sum_c 2^((z_c - largest) log2 e); their sum would
+            lose the digits that a common offset of the logits takes.
+
         items: (I, ITEM_SIZE) float64 and after it (I,) int64 where `BY_ITEM`, else unused.
         weight: (C + 1,) float32 where `WEIGHTED`, the sum behind the weights.
         parts, tickets: (num_rows, SPLIT, K) float32, and (num_rows,) int32 zeros, where `SPLIT` > 1.
@@ -203,7 +179,7 @@ def row_kernel(
         nonfinite = considered & (considered == 0)
         tie, correct, top_k, has_margin = nonfinite, nonfinite, nonfinite, nonfinite
         loss = tl.full([], 0.0, tl.float32)
-        lse = loss
+        top_logit, log_total = loss, loss
         # A row that is left out is counted by the program of its first part.
         last_part = part == 0
         if considered:
@@ -227,10 +203,11 @@ def row_kernel(
                 else:
                     flat = tl.load(start + place, mask=place < C, other=float("-inf")).to(tl.float32)
                 if SMOOTH:
-                    part = tl.where(place < C, flat, 0.0)
+                    # Differences from the target's logit, so that a common offset costs no digits.
+                    ahead = tl.where(place < C, flat - own, 0.0)
                     if WEIGHTED:
-                        part = part * tl.load(weight + place, mask=place < C, other=0.0)
-                    smooth += lane_reduce_sum(tl.reshape(part, [A, LANES, VEC]))
+                        ahead = ahead * tl.load(weight + place, mask=place < C, other=0.0)
+                    smooth += lane_reduce_sum(tl.reshape(ahead, [A, LANES, VEC]))
                 if (truth >= begin) & (truth < begin + BLOCK):
                     if RANK:
                         # Here alone an equal logit counts by its place; the target itself never beats itself.
@@ -263,18 +240,18 @@ def row_kernel(
             nonfinite = (total != total) | (tl.abs(own) == float("inf"))
             valid = nonfinite == 0
             if LOSS:
-                lse = log2_total * LN_2 + maximum
+                top_logit, log_total = maximum, log2_total
                 loss = nll
                 if WEIGHTED:
                     own_weight = tl.load(weight + truth)
                     loss = loss * own_weight
                 if SMOOTH:
-                    # e / C sum_c w_c (lse - z_c)
+                    # e / C sum_c w_c (lse - z_c), by differences from the target's logit
                     if WEIGHTED:
                         all_weights = tl.load(weight + C)
                     else:
                         all_weights = C * 1.0
-                    loss = (1.0 - smoothing) * loss + smoothing_weight * (all_weights * lse - spread)
+                    loss = (1.0 - smoothing) * loss + smoothing_weight * (all_weights * nll - spread)
             if STATS:
                 if valid & last_part:
                     margin = own - other
@@ -360,7 +337,8 @@ def row_kernel(
             # A target that is no class has no loss: NaN is seen, where eager code reads foreign memory or aborts.
             undefined = (ignored == 0) & (considered == 0)
             loss = tl.where(undefined, float("nan"), loss)
-            tl.store(row_lse + row, lse, mask=last_part)
+            tl.store(row_lse + row, top_logit, mask=last_part)
+            tl.store(row_lse + num_rows + row, log_total, mask=last_part)
             tl.store(row_loss + row, loss, mask=last_part)
         if STATS:
             found = select_flags(

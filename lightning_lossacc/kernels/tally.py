@@ -29,6 +29,36 @@ def exact(value):
 
 
 @triton.jit
+def log2_difference(value, maximum, FUSED: tl.constexpr):
+    """(value - maximum) log2 e; one instruction where multiply-add is fused, whose maximum is rounded alike for all."""
+    if FUSED:
+        return tl.fma(value, LOG2_E, -(maximum * LOG2_E))
+    else:
+        return (value - maximum) * LOG2_E
+
+
+@triton.jit
+def lane_reduce_max(block):
+    """(A, LANES, VEC) -> (LANES,) without a shuffle."""
+    return tl.max(tl.max(block, 2), 0)
+
+
+@triton.jit
+def lane_reduce_sum(block):
+    """(A, LANES, VEC) -> (LANES,) without a shuffle."""
+    return tl.sum(tl.sum(block, 2), 0)
+
+
+@triton.jit
+def next_below(value):
+    """The largest float32 below a finite value, so that x > next_below(v) means x >= v."""
+    bits = value.to(tl.int32, bitcast=True)
+    lower = tl.where(value > 0, bits - 1, bits + 1)
+    lower = tl.where(value == 0, -2147483647, lower)
+    return lower.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def sort_target(target, num_classes: tl.constexpr, ignore_index, HAS_IGNORE: tl.constexpr):
     """(considered, ignored, outside, unsupported) of int64 targets."""
     in_range = (target >= 0) & (target < num_classes)

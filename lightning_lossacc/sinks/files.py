@@ -8,14 +8,15 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any, ClassVar
 
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.figures import save_picture
-from lightning_lossacc.history import History, Record
+from lightning_lossacc.history import Record
+from lightning_lossacc.sinks.images import Image
 
 # Lines kept for each file while it cannot be written.
 MAX_WAITING = 2000
@@ -36,9 +37,11 @@ class FileSink:
     Attributes:
         history_path: the records, see `History.read`.
         events_path: the events, one JSON object a line.
+        has_warned: whether the directory could not be written to.
     """
 
     name = "files"
+    shows_figures: ClassVar[bool] = True
 
     def __init__(self, dirpath: Path | str, warn: Callable[[str], None] = warnings.warn) -> None:
         self.dirpath = Path(dirpath)
@@ -46,14 +49,17 @@ class FileSink:
         self.events_path = self.dirpath / "events.jsonl"
         self._files = {path: _Lines(path) for path in (self.history_path, self.events_path)}
         self._warn = warn
-        self._has_warned = False
+        self.has_warned = False
 
     @property
     def num_waiting(self) -> int:
         """Lines that could not be written yet."""
         return sum(len(lines.waiting) for lines in self._files.values())
 
-    def record(self, record: Record) -> None:
+    def start(self, config: dict[str, Any]) -> None:
+        """Nothing: the report holds the configuration."""
+
+    def record(self, record: Record, key: str, step: int) -> None:
         """Appends a record to `history.jsonl`."""
         self._append(self.history_path, record.to_json())
 
@@ -64,26 +70,19 @@ class FileSink:
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Nothing: `record` writes every number."""
 
-    def picture(
-        self,
-        figure_name: str,
-        history: History,
-        events: Sequence[Event],
-        step: int,
-        *,
-        stage: str = "val",
-        loader: int = 0,
-    ) -> None:
-        """Writes `<figure_name>.png`, slashes as underscores, in place of the one before."""
-
-        def write(path: Path) -> None:
-            save_picture(history, events, path, stage=stage, loader=loader)
-
-        self._replace(figure_name.replace("/", "_") + ".png", write)
+    def figure(self, image: Image, step: int) -> None:
+        """Writes `<name>.png`, slashes as underscores, in place of the one before."""
+        self._replace(image.file_name, image.png)
 
     def summary(self, text: str, step: int) -> None:
         """Writes `summary.txt` in place of the one before."""
-        self._replace("summary.txt", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        self._replace("summary.txt", f"{text}\n".encode())
+
+    def outcome(self, outcome: dict[str, float | str], step: int) -> None:
+        """Nothing: it follows from the records and events."""
+
+    def report(self, path: Path, step: int) -> None:
+        """Nothing: it is one of the files."""
 
     def close(self) -> None:
         """Tries once more to write the lines that wait."""
@@ -100,12 +99,11 @@ class FileSink:
         except OSError as error:
             self._report(error)
 
-    def _replace(self, file_name: str, write: Callable[[Path], object]) -> None:
-        # The suffix stays last: it chooses the picture's format.
+    def _replace(self, file_name: str, content: bytes) -> None:
         draft = self.dirpath / f".draft_{file_name}"
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            write(draft)
+            draft.write_bytes(content)
             os.replace(draft, self.dirpath / file_name)
         except OSError as error:
             with suppress(OSError):
@@ -113,9 +111,9 @@ class FileSink:
             self._report(error)
 
     def _report(self, error: OSError) -> None:
-        if self._has_warned:
+        if self.has_warned:
             return
-        self._has_warned = True
+        self.has_warned = True
         tell(
             self._warn,
             f"lossacc could not write to {self.dirpath}: {error}; training goes on, "

@@ -1,50 +1,104 @@
-"""TensorBoard: events and summary as text, the picture as an image."""
+"""TensorBoard: charts, histograms, figures, events as text, and the outcome as hyperparameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from lightning_lossacc.curves import event_words
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.figures import picture, pixels
-from lightning_lossacc.history import History
+from lightning_lossacc.history import Record
+from lightning_lossacc.sinks.distributions import distributions
 from lightning_lossacc.sinks.generic import GenericSink
+from lightning_lossacc.sinks.hyperparameters import announce, write
+from lightning_lossacc.sinks.images import Image
+from lightning_lossacc.sinks.layouts import add_charts
+
+QUANTILES = {"margin_p05": 0.05, "margin_p50": 0.5, "margin_p95": 0.95}
 
 
 class TensorBoardSink(GenericSink):
-    """A `TensorBoardLogger` of either Lightning package."""
+    """A `TensorBoardLogger` of either Lightning package; its writer reaches ClearML as well.
+
+    Scalars get what the charts need beside the logged quantities: `error_rate` (1 - accuracy) and the margin's
+    quantiles `margin_p05`, `margin_p50` and `margin_p95`.
+    """
+
+    shows_figures: ClassVar[bool] = True
+
+    def __init__(self, logger: Any, earlier: Iterable[Event] = (), alert: bool = False) -> None:
+        super().__init__(logger, earlier, alert)
+        self._config: dict[str, Any] = {}
+        self._charted: dict[str, float] = {}
+        self._has_charts = False
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Keeps the settings for the hyperparameters at the end."""
+        self._config = config
+
+    def announce(self, params: Mapping[str, Any]) -> None:
+        """Makes room for the outcome among the hyperparameters that Lightning is about to write."""
+        announce(self.logger, params, self.prefixed)
+
+    def record(self, record: Record, key: str, step: int) -> None:
+        """Adds the histograms of margin and confidence from their counts."""
+        found = distributions(record)
+        for name, distribution in found.items():
+            rows, middles = distribution.rows, distribution.middles
+            self.logger.experiment.add_histogram_raw(
+                self.prefixed(key.format(name)),
+                min=distribution.edges[0],
+                max=distribution.edges[-1],
+                num=sum(rows),
+                sum=sum(count * value for count, value in zip(rows, middles, strict=True)),
+                sum_squares=sum(count * value**2 for count, value in zip(rows, middles, strict=True)),
+                bucket_limits=list(distribution.edges[1:]),
+                bucket_counts=list(rows),
+                global_step=step,
+            )
+        if "accuracy" in record.values:
+            self._charted[key.format("error_rate")] = 1 - record.values["accuracy"]
+        if "margin" in found:
+            for name, share in QUANTILES.items():
+                self._charted[key.format(name)] = found["margin"].quantile(share)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Logs the numbers, with those that only the charts show; adds the charts at the first ones."""
+        charted, self._charted = self._charted, {}
+        super().scalars(charted | values, step)
+        if charted and not self._has_charts:
+            # Not before: the user's own layout is written when the training starts.
+            self._has_charts = True
+            add_charts(self.logger, self.prefixed)
 
     def event(self, event: Event, step: int) -> None:
         """Adds the count as a scalar and the message to the text tag `lossacc/events`."""
         super().event(event, step)
         headline = f"**{event.level} · {event.stage} · epoch {event.epoch} · {event.status}**"
-        text = f"{headline} {event_words(event)}\n\n{_verbatim(event.message)}"
-        self.logger.experiment.add_text(self.prefixed("lossacc/events"), text, step)
+        self._text("lossacc/events", f"{headline} {event_words(event)}\n\n{_verbatim(event.message)}", step)
 
-    def picture(
-        self,
-        figure_name: str,
-        history: History,
-        events: Sequence[Event],
-        step: int,
-        *,
-        stage: str = "val",
-        loader: int = 0,
-    ) -> None:
-        """Adds the picture to the image tag `figure_name`."""
-        # `add_figure` would import pyplot, which chooses a backend for the whole process.
-        image = pixels(picture(history, events, stage=stage, loader=loader))
-        tag = self.prefixed(figure_name)
-        self.logger.experiment.add_image(tag, image, step, dataformats="HWC")
+    def figure(self, image: Image, step: int) -> None:
+        """Adds the figure to the image tag of its name."""
+        # `add_figure` would import pyplot, which chooses a backend for the whole process, and draw once more.
+        self.logger.experiment.add_image(self.prefixed(image.name), image.pixels, step, dataformats="HWC")
 
     def summary(self, text: str, step: int) -> None:
-        """Adds the text to the tag `lossacc/summary`."""
-        tag = self.prefixed("lossacc/summary")
-        self.logger.experiment.add_text(tag, _verbatim(text), step)
+        """Adds the text, and the table of events, to the tag `lossacc/summary`."""
+        self._text("lossacc/summary", f"{_verbatim(text)}\n\n{self.table.markdown()}", step)
+
+    def outcome(self, outcome: dict[str, float | str], step: int) -> None:
+        """Adds the outcome to the metrics of the run's hyperparameters."""
+        write(self.logger, self._config, outcome, step, self.prefixed)
 
     def close(self) -> None:
         """Writes what the event file still holds back; the logger itself stays open."""
+        if self._has_charts:
+            # Once more, for a layout that the user wrote later than ours.
+            add_charts(self.logger, self.prefixed)
         self.logger.experiment.flush()
+
+    def _text(self, tag: str, text: str, step: int) -> None:
+        self.logger.experiment.add_text(self.prefixed(tag), text, step)
 
 
 def _verbatim(text: str) -> str:

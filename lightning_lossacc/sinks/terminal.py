@@ -47,7 +47,7 @@ def show(text: str, printer: Printer | None = None, *, level: Level = "warning")
 def printer_for(trainer: Any) -> Printer:
     """What prints without garbling the Trainer's progress bar.
 
-    Under a tqdm bar `tqdm.write` clears the bar, prints and draws it again; the callback's own
+    Under a tqdm bar its `write` clears the bar, prints and draws it again; the callback's own
     `print` does the same but drops the text while no bar is active. A rich bar redirects stdout
     while it is live, so `print` comes out above it. Another bar prints by its own `print`, which is
     what Lightning asks of it.
@@ -56,12 +56,12 @@ def printer_for(trainer: Any) -> Printer:
         trainer: a Trainer of either Lightning package; it is not kept.
     """
     bar = getattr(trainer, "progress_bar_callback", None)
-    names = [cls.__name__ for cls in type(bar).__mro__]
-    if "TQDMProgressBar" in names:
-        from tqdm import tqdm
-
-        return tqdm.write
-    if bar is None or "RichProgressBar" in names:
+    classes = {cls.__name__: cls for cls in type(bar).__mro__}
+    if "TQDMProgressBar" in classes:
+        # Lightning's own class knows its bars; `lightning_sdk` loads tqdm a second time, which knows none of them.
+        write: Printer = sys.modules[classes["TQDMProgressBar"].__module__].Tqdm.write
+        return write
+    if bar is None or "RichProgressBar" in classes:
         return _print
     own: Printer = bar.print
     return own

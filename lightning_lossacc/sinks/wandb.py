@@ -1,84 +1,83 @@
-"""Weights & Biases: a table of events, the picture, the summary, and what a sweep can filter by."""
+"""Weights & Biases: histograms, a table of events, figures, alerts, and what runs can be filtered by."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from lightning_lossacc.curves import event_words
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.figures import picture, pixels
-from lightning_lossacc.history import History
+from lightning_lossacc.history import Record
+from lightning_lossacc.sinks.distributions import distributions
+from lightning_lossacc.sinks.event_table import COLUMNS
 from lightning_lossacc.sinks.generic import GenericSink
+from lightning_lossacc.sinks.images import Image
 
-COLUMNS = ("epoch", "step", "stage", "loader", "level", "status", "event", "generalises", "message")
-# A table is sent whole with each event.
-MAX_ROWS = 200
+# W&B refuses longer ones.
+TITLE_LETTERS = 64
 
 
 class WandbSink(GenericSink):
     """A `WandbLogger` of either Lightning package, online or offline.
 
-    Everything goes through the logger's own methods, which log `trainer/global_step` as a field and
-    never pass `step=`: W&B drops what is logged with a step lower than an earlier one.
+    Everything goes through the logger's own methods, which log `trainer/global_step` as a field and never pass `step=`:
+    W&B drops what is logged with a step lower than an earlier one.
     """
 
-    def __init__(self, logger: Any, earlier: Iterable[Event] = ()) -> None:
-        earlier = tuple(earlier)
-        super().__init__(logger, earlier)
-        self._rows = deque((_row(event) for event in earlier), maxlen=MAX_ROWS)
+    shows_figures: ClassVar[bool] = True
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Makes `trainer/global_step` the x-axis of our curves and adds the settings to the run's configuration."""
+        run = self.logger.experiment
+        run.define_metric(self.prefixed("lossacc/*"), step_metric="trainer/global_step")
+        run.config.update({"lossacc": config}, allow_val_change=True)
+
+    def record(self, record: Record, key: str, step: int) -> None:
+        """Logs the histograms of margin and confidence from their counts."""
+        import wandb
+
+        found = {
+            key.format(f"{name}_histogram"): wandb.Histogram(np_histogram=(spread.rows, spread.edges))
+            for name, spread in distributions(record).items()
+        }
+        if found:
+            self.logger.log_metrics(found, step)
 
     def event(self, event: Event, step: int) -> None:
-        """Logs the count, the table `lossacc/event_table` and the summary keys.
+        """Logs the count, the table `lossacc/event_table` and the summary keys; alerts when asked to.
 
-        The summary gets `lossacc/events` (how many have opened in all stages) and
-        `lossacc/last_event` (its name and its cause).
+        The summary gets `lossacc/events` (how many have opened in all stages) and `lossacc/last_event` (its name and
+        its cause). An alert is sent when a warning opens.
         """
-        self._rows.append(_row(event))
         super().event(event, step)
-        rows = [list(row) for row in self._rows]
-        self.logger.log_table("lossacc/event_table", list(COLUMNS), rows, step=step)
-        total = sum(len(opened) for opened in self._opened.values())
-        self.logger.experiment.summary.update(
-            {
-                self.prefixed("lossacc/events"): total,
-                self.prefixed("lossacc/last_event"): event_words(event),
-            }
+        self.logger.log_table("lossacc/event_table", list(COLUMNS), self.table.rows, step=step)
+        words = event_words(event)
+        run = self.logger.experiment
+        run.summary.update(
+            {self.prefixed("lossacc/events"): self.total_opened, self.prefixed("lossacc/last_event"): words}
         )
+        if self.alert and event.level == "warning" and event.status == "open":
+            run.alert(f"{event.stage}: {words}"[:TITLE_LETTERS], event.message, level="WARN")
 
-    def picture(
-        self,
-        figure_name: str,
-        history: History,
-        events: Sequence[Event],
-        step: int,
-        *,
-        stage: str = "val",
-        loader: int = 0,
-    ) -> None:
-        """Logs the picture as the image `figure_name`."""
-        image = pixels(picture(history, events, stage=stage, loader=loader))
-        self.logger.log_image(figure_name, [image], step)
+    def figure(self, image: Image, step: int) -> None:
+        """Logs the figure as an image of its name."""
+        self.logger.log_image(image.name, [image.pixels], step, caption=[image.caption])
 
     def summary(self, text: str, step: int) -> None:
         """Logs the text as the panel `lossacc/summary`."""
+        self._page("lossacc/summary", f"<pre>{escape(text)}</pre>", step)
+
+    def outcome(self, outcome: dict[str, float | str], step: int) -> None:
+        """Adds `lossacc/final/<key>` to the run's summary, which sweeps and tables of runs show."""
+        found = {self.prefixed(f"lossacc/final/{key}"): value for key, value in outcome.items()}
+        self.logger.experiment.summary.update(found)
+
+    def report(self, path: Path, step: int) -> None:
+        """Logs the report as the panel `lossacc/report`."""
+        self._page("lossacc/report", path.read_text(encoding="utf-8"), step)
+
+    def _page(self, key: str, html: str, step: int) -> None:
         import wandb
 
-        page = wandb.Html(f"<pre>{escape(text)}</pre>", inject=False)
-        self.logger.log_metrics({"lossacc/summary": page}, step)
-
-
-def _row(event: Event) -> tuple[Any, ...]:
-    return (
-        event.epoch,
-        event.global_step,
-        event.stage,
-        event.loader,
-        event.level,
-        event.status,
-        event_words(event),
-        event.generalises,
-        event.message,
-    )
+        self.logger.log_metrics({key: wandb.Html(html, inject=False, data_is_not_path=True)}, step)

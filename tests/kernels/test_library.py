@@ -81,7 +81,9 @@ def test_transforms_are_refused(transform: object) -> None:
 @pytest.mark.parametrize("backend", ["cuda", "", None])
 def test_unknown_backend_is_refused(backend: object) -> None:
     """A name that is no backend is refused at construction, with those that are."""
-    with pytest.raises(ValueError, match=r"Expected `backend` to be one of \('auto', 'triton', 'reference'\), but got"):
+    with pytest.raises(
+        ValueError, match=r"Expected `backend` to be one of \('auto', 'triton', 'reference', 'compiled'\), "
+    ):
         LossAccuracy(num_classes=7, backend=backend)
 
 

@@ -163,3 +163,19 @@ def test_bitwise_repeatable(num_rows: int, num_classes: int) -> None:
         again = vectors(logits, target, layout)
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize(("num_rows", "num_classes"), CASES)
+def test_statistics_change_no_bit_of_the_loss(num_rows: int, num_classes: int) -> None:
+    """Loss and gradient with statistics in the same pass are those without, bit by bit: training is not changed."""
+    logits = torch.randn(num_rows, num_classes, device="cuda")
+    target = torch.randint(0, num_classes, (num_rows,), device="cuda")
+    metric = LossAccuracy(num_classes=num_classes, temperatures=()).cuda()
+    found = []
+    for stats in (metric, None):
+        leaf = logits.clone().requires_grad_()
+        loss = cross_entropy(leaf * 1, target, stats=stats)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])

@@ -1,0 +1,318 @@
+"""A cross-entropy that can be used in place of PyTorch's, and that fills a metric while it reads the logits anyway.
+
+Value, gradient, shapes and exceptions are those of `torch.nn.functional.cross_entropy`, with these differences: the
+loss of float16 and bfloat16 logits is float32, in which it is computed; targets may have any integer dtype; an ignored
+row has gradient 0 even if its logits are not finite; on a GPU a target that is no class gives a loss and gradient of
+NaN (and is counted as invalid), where PyTorch stops with a device-side assertion; logits must not be changed in place
+before the backward pass, which reads them again; and its gradient cannot be differentiated again.
+
+Nothing of the size of the logits is made but their gradient, where PyTorch makes three: log-probabilities, their
+gradient, and that of the logits. The backward pass computes the probabilities again and scales them by whatever arrives
+there, so that gradient accumulation, loss scaling, several losses on the same logits and several backward passes are
+exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lightning_lossacc import kernels
+from lightning_lossacc.kernels.loss_reference import denominator
+from lightning_lossacc.loss_calls import Tally, take_tally
+from lightning_lossacc.loss_checks import check_metric, check_options, check_range, check_shapes, check_stats, is_index
+from lightning_lossacc.metrics import LossAccuracy
+
+_PLAIN = (Tensor, nn.Parameter)
+# Within a tuple the capture of loss calls does not replace it: a call of ours is one call, compiled or not.
+_PYTORCH = (F.cross_entropy,)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    stats: LossAccuracy | None = None,
+) -> Tensor:
+    """Cross-entropy of logits and targets; fills `stats` in the same pass.
+
+    With class weights w and label smoothing s the loss of a row is
+    (1 - s) w_y (-log p_y) + (s / C) sum_c w_c (-log p_c); `"mean"` divides their sum by the sum of w_y over the rows
+    that are not ignored (NaN if there are none).
+
+    `stats` counts logits and targets as they are: its NLL knows no weights and no smoothing. A forward pass that
+    `torch.utils.checkpoint` runs again within a backward pass is not counted again. Class probabilities as targets,
+    single classes, and tensors of `torch.func`, of subclasses or of a compiler are handed to
+    `torch.nn.functional.cross_entropy` (in float32 for half precision); then `stats` reads the logits a second time.
+
+    Args:
+        logits: (C,), (N, C) or (N, C, d1, ...) of a float dtype.
+        target: class indices (), (N,) or (N, d1, ...) of any integer dtype; or class probabilities of the shape of
+            `logits`.
+        weight: (C,) factor of each class, in the dtype of `logits` or, for half precision, float32; without a gradient.
+        ignore_index: target value of rows without any effect.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        label_smoothing: s, within 0 ... 1 (Szegedy et al. 2016).
+        stats: a metric whose `update` this replaces: `LossAccuracy` or a single quantity, for the multiclass task, with
+            the same number of classes and the same `ignore_index`.
+
+    Returns:
+        A number, or for `"none"` the loss of each row in the shape of the class indices; float32, or float64 for
+        float64 logits. In nats.
+
+    Raises:
+        ValueError: if the batch sizes differ, `reduction` is unknown, or `stats` counts something else.
+        RuntimeError: if other shapes or dtypes do not fit together, `label_smoothing` is out of range, or a second
+            derivative is asked for.
+        NotImplementedError: if the logits are no real floating-point numbers.
+        IndexError: on a CPU, if a target is no class.
+        TypeError: if an argument has the wrong type.
+    """
+    if has_torch_function_variadic(logits, target, weight):
+        return handle_torch_function(
+            cross_entropy,
+            (logits, target, weight),
+            logits,
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            stats=stats,
+        )
+    check_options(logits, target, weight, ignore_index, reduction, label_smoothing)
+    if stats is not None:
+        check_stats(stats, logits, ignore_index)
+        # A checkpointed step runs its forward pass again while the gradient is computed.
+        recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        stats = None if recomputed else stats
+    if _is_for_torch(logits, target, weight):
+        return _by_torch(logits, target, weight, ignore_index, reduction, label_smoothing, stats)
+    check_shapes(logits, target, weight)
+    index = target.long()
+    if logits.device.type == "cpu":
+        check_range(index, ignore_index, logits.shape[0 if logits.ndim == 1 else 1])
+    if logits.ndim == 1:
+        flat, rows = logits.view(1, -1, 1), index.view(1, 1)
+    else:
+        rows_per_item = math.prod(logits.shape[2:])
+        flat = logits.reshape(*logits.shape[:2], rows_per_item)
+        rows = index.reshape(len(logits), rows_per_item)
+    tally = take_tally() if stats is None else None
+    if tally is not None and tally.items is not None and logits.ndim == 2:
+        # Tokens of a sequence that were flattened into rows are its item again; a view in the order of the rows.
+        flat, rows = logits.unflatten(0, (tally.items, -1)).transpose(1, 2), index.view(tally.items, -1)
+    into = stats if tally is None else tally
+    loss = _CrossEntropy.apply(flat, rows, weight, ignore_index, reduction, label_smoothing, into)
+    if stats is not None:
+        _note_update(stats)
+    return loss.view(index.shape if logits.ndim > 1 else ()) if reduction == "none" else loss
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """`cross_entropy` as a module, in place of `torch.nn.CrossEntropyLoss`.
+
+    `stats` is a submodule: it moves with this one, is reset by its owner (`criterion.stats.reset()`), and is copied and
+    pickled with its counts. Training and validation rows belong into two metrics, so into two criterions, or give
+    `stats` to `cross_entropy`.
+
+    Args:
+        weight: (C,) factor of each class.
+        ignore_index, reduction, label_smoothing, stats: see `cross_entropy`.
+
+    Raises:
+        TypeError: if `stats` is no `LossAccuracy`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lossacc import CrossEntropyLoss, LossAccuracy
+        >>> criterion = CrossEntropyLoss(stats=LossAccuracy(num_classes=3, temperatures=()))
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+        >>> criterion(logits, torch.tensor([0, 2])).backward()
+        >>> round(criterion.stats.compute()["accuracy"].item(), 3)
+        0.5
+    """
+
+    stats: LossAccuracy | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        stats: LossAccuracy | None = None,
+    ) -> None:
+        super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        check_metric(stats)
+        self.stats = stats
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See `cross_entropy`."""
+        return cross_entropy(
+            logits, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing, self.stats
+        )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Saves the logits themselves and one number a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+        into: LossAccuracy | Tally | None,
+    ) -> Tensor:
+        row_loss, row_lse = _read(logits, target, weight, ignore_index, label_smoothing, into)
+        ctx.set_materialize_grads(False)
+        ctx.arguments = ignore_index, label_smoothing
+        mean_of = denominator(target, weight, ignore_index) if reduction == "mean" else None
+        ctx.save_for_backward(logits, target, weight, row_lse, mean_of)
+        if reduction == "none":
+            return row_loss
+        total = _sum(row_loss)
+        return (total if mean_of is None else total / mean_of).to(row_loss.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None or not ctx.needs_input_grad[0]:
+            return (None,) * 7
+        logits, target, weight, row_lse, mean_of = ctx.saved_tensors
+        # The gradient of a sum over rows is one number with stride 0, and kernels read numbers side by side.
+        row_scale = (grad if mean_of is None else grad / mean_of).to(row_lse.dtype).contiguous()
+        found = _Gradient.apply(logits, row_scale, target, weight, row_lse, *ctx.arguments)
+        return found, *(None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise NotImplementedError(
+            "Expected `cross_entropy` of lightning_lossacc to be differentiated backwards, but got forward-mode "
+            "differentiation; use torch.nn.functional.cross_entropy, or torch.func.jvp."
+        )
+
+
+class _Gradient(torch.autograd.Function):
+    """A node of its own, so that a second derivative meets a clear sentence, and only if one is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        row_scale: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        row_lse: Tensor,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Tensor:
+        return kernels.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "Expected the gradient of `cross_entropy` of lightning_lossacc to be differentiated no further, but got a "
+            "second derivative; use torch.nn.functional.cross_entropy for this loss."
+        )
+
+
+def _read(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    into: LossAccuracy | Tally | None,
+) -> tuple[Tensor, Tensor]:
+    """One pass over the logits; what cannot be counted for a listener costs the program nothing but time."""
+    arguments = logits, target, weight, ignore_index, label_smoothing
+    if into is None:
+        return kernels.loss_forward(*arguments)
+    try:
+        found = kernels.loss_forward(*arguments, into.counts, into.sums, into.layout)
+    except Exception as error:
+        if not isinstance(into, Tally):
+            raise
+        into.error = error
+        return kernels.loss_forward(*arguments)
+    if isinstance(into, Tally):
+        into.filled = True
+    return found
+
+
+def _sum(rows: Tensor) -> Tensor:
+    # A sum of float32 row losses would be the largest error of the mean; MPS knows no float64.
+    return rows.sum(dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
+
+
+def _is_for_torch(logits: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Whether PyTorch's own function computes the loss: what it alone can, or what a compiler fuses by itself."""
+    tensors = [tensor for tensor in (logits, target, weight) if tensor is not None]
+    return (
+        torch.compiler.is_compiling()
+        or logits.shape == target.shape
+        or logits.ndim == 0
+        or logits.shape[0 if logits.ndim == 1 else 1] < 2
+        or logits.device.type == "meta"
+        or any(type(tensor) not in _PLAIN or _is_of_functorch(tensor) for tensor in tensors)
+    )
+
+
+def _by_torch(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    stats: LossAccuracy | None,
+) -> Tensor:
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    probabilities = target.is_floating_point()
+    loss = _PYTORCH[0](
+        logits.float() if half else logits,
+        (target.float() if half else target) if probabilities else target.long() if is_index(target) else target,
+        weight.float() if half and weight is not None else weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    if stats is not None:
+        for tensor in (logits, target):
+            if not torch.compiler.is_compiling() and (
+                _is_of_functorch(tensor) or is_traceable_wrapper_subclass(tensor)
+            ):
+                raise RuntimeError(
+                    f"Expected plain tensors with `stats`, but got a {type(tensor).__name__} or one of torch.func; "
+                    "call without `stats` there."
+                )
+        logits, target = (logits[None], target[None]) if logits.ndim == 1 else (logits, target)
+        kernels.row_statistics(logits, target, stats.counts, stats.sums, stats.layout)
+        _note_update(stats)
+    return loss
+
+
+def _note_update(stats: LossAccuracy) -> None:
+    """What torchmetrics does around `update`."""
+    # A counter that grows would be a new program for a compiler in every step.
+    if not torch.compiler.is_compiling() or stats._update_count == 0:
+        stats._update_count += 1
+    stats._computed = None
+
+
+def _is_of_functorch(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
