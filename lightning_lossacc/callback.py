@@ -78,6 +78,7 @@ class LossAccuracyMonitor(Callback):
         verbose: whether the terminal shows the start, warnings and the summary.
         alert: whether W&B and Comet send you a message when a warning opens; off for the sake of sweeps.
         report: whether `report.html`, which stands alone, is written beside the other files and sent to the loggers.
+        backend: what counts, as in `LossAccuracy`; with `num_classes` its kernels are compiled before the first step.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -103,6 +104,7 @@ class LossAccuracyMonitor(Callback):
         verbose: bool = True,
         alert: bool = False,
         report: bool = True,
+        backend: Literal["auto", "triton", "reference", "compiled"] = "auto",
     ) -> None:
         if quantities not in ("core", "all"):
             raise ValueError(f"Expected `quantities` to be 'core' or 'all', but got {quantities!r}.")
@@ -117,7 +119,7 @@ class LossAccuracyMonitor(Callback):
         if train_probe not in (None, False) and probe_items == 0:
             raise ValueError("Expected `probe_items` to be larger than 0 with `train_probe`, but got 0.")
         self._capture = Capture(capture, which)
-        settings = Settings(probe_items=probe_items, num_classes=num_classes)
+        settings = Settings(probe_items=probe_items, num_classes=num_classes, backend=backend)
         self._key = {"which": which, "probe_items": probe_items}
         self._watcher = None if not watch else Watcher() if watch is True else Watcher(watch)
         probe = None if isinstance(train_probe, bool | None) else TrainProbe(train_probe, probe_items, capture)
@@ -190,6 +192,8 @@ class LossAccuracyMonitor(Callback):
             self._off = reason is not None
             if reason:
                 self._run.warn_once(reason)
+        if not self._off:
+            self._run.precompile(trainer)
 
     def _superfluous(self, trainer: Trainer) -> str | None:
         """Why this monitor leaves the work to another one; empty if that needs no words."""

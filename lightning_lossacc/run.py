@@ -35,7 +35,7 @@ from lightning_lossacc.resume import (
     unpack,
 )
 from lightning_lossacc.sampling import Sampling, expected_batches, samplings, train_sampling
-from lightning_lossacc.stages import Settings, StageState
+from lightning_lossacc.stages import Settings, StageState, precompile
 from lightning_lossacc.train_probe import BATCH_SIZE, TrainProbe
 from lightning_lossacc.train_rows import TrainRows
 from lightning_lossacc.voice import Voice, step_of
@@ -233,6 +233,11 @@ class Run:
                 self._voice.say(trainer, closing.snapshot(record), level="info")
         if name != "train":
             self._diagnose(trainer, [record for record in found if record.stage == name and record.loader != UNION])
+
+    def precompile(self, trainer: Trainer) -> None:
+        """Has the kernels made before the first step, where the number of classes was given."""
+        device, precision = trainer.strategy.root_device, str(trainer.precision)
+        self._attempt("kernels made ahead", lambda: precompile(self._settings, precision, device))
 
     def _copy_of_train(self) -> StageState:
         """The training epoch so far, in sums of its own."""

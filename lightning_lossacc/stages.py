@@ -33,6 +33,10 @@ class Settings:
     top_k: int = 5
     probe_items: int = 8192
     num_classes: int | None = None
+    backend: kernels.Backend = "auto"
+
+    def __post_init__(self) -> None:
+        kernels.expect_backend(self.backend)
 
 
 @dataclass(slots=True)
@@ -144,7 +148,7 @@ class StageState:
             self._fail_by(error)
 
     def _count(self, logits: Tensor, target: Tensor, position: Tensor | None) -> None:
-        kernels.row_statistics(logits, target, self.counts, self.sums, self.layout)
+        kernels.row_statistics(logits, target, self.counts, self.sums, self.layout, self.settings.backend)
         self.looks.update(logits)
         if self.probe is not None and position is not None:
             self.probe.update(position, logits, target)
@@ -323,3 +327,18 @@ def make_layout(task: Any, num_classes: int, ignore_index: int | None, settings:
         temperatures=EVALUATION_TEMPERATURES if grid else (),
         ignore_index=ignore_index,
     )
+
+
+def precompile(settings: Settings, precision: str, device: torch.device) -> None:
+    """Compiles what (N, C) logits of the known number of classes need, so that no step waits for it.
+
+    Args:
+        settings: nothing is done without `num_classes`.
+        precision: of the Trainer, such as `"32-true"` or `"bf16-mixed"`: half-precision layers give such logits.
+        device: where the logits will be.
+    """
+    if settings.num_classes is None or settings.backend == "reference":
+        return
+    dtype = {"16": torch.float16, "bf16": torch.bfloat16}.get(precision.split("-")[0], torch.float32)
+    for grid in (False, True):
+        kernels.precompile(make_layout("multiclass", settings.num_classes, -100, settings, grid), dtype, device)
