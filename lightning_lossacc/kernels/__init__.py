@@ -139,7 +139,7 @@ def precompile(layout: Layout, dtype: torch.dtype, device: torch.device | str, r
     target = torch.zeros(1, rows_per_item, dtype=torch.int64, device=device)
     from lightning_lossacc.kernels import launch
 
-    launch.statistics(logits, target, counts, sums, layout)
+    launch.precompile(logits, target, counts, sums, layout)
     return True
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_lossacc.kernels.gradient import lane_gradient, row_gradient
 from lightning_lossacc.kernels.lanewise import item_kernel, lane_kernel
+from lightning_lossacc.kernels.occupancy import SPLIT, remember, row_programs, row_shape, row_split
 from lightning_lossacc.kernels.plan import plan_of
 from lightning_lossacc.kernels.rowwise import row_kernel
 from lightning_lossacc.margin_bins import margin_edges
@@ -25,7 +26,6 @@ LONG_ITEM = 64
 LANE_ROWS = 64
 LANE_WARPS = 1
 GRADIENT_BLOCK = 4096
-LARGEST_SPLIT = 64
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What a launch without statistics, or without a loss, leaves unused.
 NO_LAYOUT = Layout(num_classes=2, temperatures=(), per_class=False)
@@ -42,6 +42,14 @@ def statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, lay
     _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False)
 
 
+def precompile(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
+    """Compiles every kernel that batches like this one may need, of many rows and of few; arguments as `statistics`."""
+    if layout.task == "multiclass" and logits.shape[2] == 1:
+        row_statistics(logits[:, :, 0], target[:, 0], counts, sums, layout)
+    for split in (1, SPLIT):
+        _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False, split)
+
+
 class Recipe(NamedTuple):
     """All of a launch for (N, C) logits that does not depend on the rows."""
 
@@ -49,8 +57,7 @@ class Recipe(NamedTuple):
     constants: dict[str, Any]
     edges: Tensor
     ignore_index: int
-    programs: int  # of the row kernel; 0 for the lane kernel
-    block: int
+    block: int  # of the row kernel; 0 for the lane kernel
 
 
 _RECIPES: dict[tuple[Any, ...], Recipe] = {}
@@ -68,7 +75,8 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
     recipe = _RECIPES.get(key)
     if recipe is None:
         recipe = _RECIPES[key] = _recipe(logits, layout)
-    few = recipe.programs and row_split(num_rows, num_classes, recipe.block, recipe.programs)[0] > 1
+    programs = row_programs(device, recipe.constants["num_warps"], key) if recipe.block else 0
+    few = recipe.block and row_split(num_rows, num_classes, recipe.block, programs) > 1
     if num_rows == 0 or few or (device.type == "cuda" and device.index != torch.cuda.current_device()):
         statistics(logits.unsqueeze(2), target.unsqueeze(1), counts, sums, layout)
         return
@@ -76,10 +84,11 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
     item_stride = item_stride if num_rows > 1 else num_classes
     tensors = (logits, target, counts, sums, recipe.edges, sums, logits, logits, logits)
     tail = (target.stride(0) if num_rows > 1 else 1, 0, recipe.ignore_index, 0.0, 0.0)
-    if recipe.programs:
-        recipe.kernel[(min(num_rows, recipe.programs),)](
+    if recipe.block:
+        compiled = recipe.kernel[(min(num_rows, programs),)](
             *tensors, logits, logits, num_rows, 1, item_stride, 0, *tail, **recipe.constants
         )
+        remember(device, key, compiled, recipe.constants["num_warps"])
     else:
         recipe.kernel[(-(-num_rows // LANE_ROWS),)](
             *tensors, num_rows, 1, item_stride, 0, class_stride, *tail, **recipe.constants
@@ -92,17 +101,16 @@ def _recipe(logits: Tensor, layout: Layout) -> Recipe:
     shared = constants(layout, ignore_index is not None, False, False, False, num_classes) | {"BY_ITEM": False}
     by_row = num_classes > FEW_CLASSES and logits.stride(1) == 1
     if by_row:
-        num_warps, block, _ = row_shape(num_classes, logits.element_size())
-        programs = row_programs(logits.device, num_warps)
+        block = row_shape(num_classes, logits.element_size())[1]
         whole = _row_constants(num_classes, logits.element_size(), 1)
         kernel = row_kernel
     else:
-        programs = block = 0
+        block = 0
         whole = _lane_constants(num_classes, False, False)
         kernel = lane_kernel
         shared.pop("CELLS")
     ignore = 0 if ignore_index is None else ignore_index
-    return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, programs, block)
+    return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, block)
 
 
 def _row_constants(num_classes: int, element_size: int, split: int) -> dict[str, Any]:
@@ -206,6 +214,7 @@ def _launch(
     smoothing: float,
     with_stats: bool,
     with_loss: bool,
+    split: int | None = None,
 ) -> Any:
     items, columns, rows_per_item = logits.shape
     num_rows = items * rows_per_item
@@ -239,7 +248,7 @@ def _launch(
     shared = shared | {"BY_ITEM": by_item}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if num_classes > FEW_CLASSES and logits.stride(1) == 1:
-            _row_launch(tensors, num_rows, rows_per_item, strides, target_strides, numbers, shared, logits)
+            _row_launch(tensors, num_rows, rows_per_item, strides, target_strides, numbers, shared, logits, split)
         else:
             _lane_launch(tensors, num_rows, rows_per_item, (*strides, logits.stride(1)), target_strides, numbers,
                          shared, columns == 1)  # fmt: skip
@@ -255,34 +264,25 @@ def _launch(
 def _row_launch(
     tensors: tuple[Tensor, ...], num_rows: int, rows_per_item: int, strides: tuple[int, int],
     target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], logits: Tensor,
+    split: int | None,
 ) -> None:  # fmt: skip
     num_classes = shared["C"]
     num_warps, block, _ = row_shape(num_classes, logits.element_size())
-    most = row_programs(logits.device, num_warps)
-    split, _ = row_split(num_rows, num_classes, block, most)
+    key = (logits.dtype, *shared.values())
+    most = row_programs(logits.device, num_warps, key)
+    split = row_split(num_rows, num_classes, block, most) if split is None else split
     numbers_a_part = 5 + 2 * len(shared["BETAS"])
     if split > 1:
         parts = torch.zeros(num_rows * split * numbers_a_part, dtype=torch.float32, device=logits.device)
         tickets = torch.zeros(num_rows, dtype=torch.int32, device=logits.device)
     else:
         parts = tickets = logits
-    row_kernel[(min(num_rows * split, most),)](
+    compiled = row_kernel[(min(num_rows * split, most),)](
         *tensors, parts, tickets, num_rows, rows_per_item, *strides, *target_strides, *numbers,
         **_row_constants(num_classes, logits.element_size(), split), **shared, **_options(),
     )  # fmt: skip
-
-
-def row_split(num_rows: int, num_classes: int, block: int, programs: int) -> tuple[int, int]:
-    """(parts of a row, classes of a part): 1, or a power of two while rows are too few to fill the device.
-
-    A power of two, and only where the device would stand half idle, so that a last small batch rarely needs a kernel of
-    its own.
-    """
-    split = 1
-    while 2 * split * num_rows <= programs and num_classes >= 8 * split * block and split < LARGEST_SPLIT:
-        split *= 2
-    blocks = -(-num_classes // block)
-    return split, -(-blocks // split) * block
+    if split == 1:
+        remember(logits.device, key, compiled, num_warps)
 
 
 def _lane_launch(
@@ -297,22 +297,6 @@ def _lane_launch(
         *tensors, num_rows, rows_per_item, *strides, *target_strides, *numbers,
         **_lane_constants(shared["C"], binary, one_item), **own, **_options(),
     )  # fmt: skip
-
-
-def row_shape(num_classes: int, element_size: int) -> tuple[int, int, int]:
-    """(warps, block, numbers of a 16-byte load) of the row kernel: a fixed table, nothing is tried out in training."""
-    vector = 16 // element_size
-    num_warps = 1 if num_classes <= 16384 else 4
-    most = 32 * num_warps * 32
-    return num_warps, max(32 * num_warps * vector, min(most, triton.next_power_of_2(num_classes))), vector
-
-
-@functools.lru_cache(maxsize=16)
-def row_programs(device: torch.device, num_warps: int) -> int:
-    """Programs of a launch: enough to fill the device, few enough that each sums many rows."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 16 // num_warps)
 
 
 @functools.lru_cache(maxsize=64)

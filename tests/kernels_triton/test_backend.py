@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lightning_lossacc import LossAccuracy, kernels
-from lightning_lossacc.kernels import launch
+from lightning_lossacc.kernels import launch, occupancy
 from lightning_lossacc.sums import Layout
 
 
@@ -60,10 +62,20 @@ def test_table_of_blocks(num_classes: int, size: int) -> None:
     assert vector * size == 16
 
 
-@pytest.mark.parametrize(("num_rows", "parts"), [(1, 64), (8, 64), (64, 8), (1000, 1)])
+@pytest.mark.parametrize(("num_rows", "parts"), [(1, 16), (64, 16), (132, 16), (133, 1), (8192, 1)])
 def test_few_rows_are_split(num_rows: int, parts: int) -> None:
-    """Parts fill the device without exceeding it, and cover every class."""
-    split, chunk = launch.row_split(num_rows, 262144, 1024, 528)
-    assert split == parts
-    assert split * chunk >= 262144
-    assert split == 1 or num_rows * split <= 528
+    """Where rows would leave most of the device idle, and only for classes that are worth it."""
+    assert launch.row_split(num_rows, 262144, 4096, 528) == parts
+    assert launch.row_split(num_rows, 1000, 1024, 528) == 1
+
+
+@pytest.mark.parametrize(("registers", "num_warps", "programs"), [(168, 1, 12), (255, 1, 8), (64, 4, 8), (0, 1, 12)])
+def test_programs_fill_a_multiprocessor(
+    registers: int, num_warps: int, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the registers of the compiled kernel; a dozen warps before they are known."""
+    monkeypatch.setattr(occupancy, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(occupancy, "_RESIDENT", {})
+    cuda = torch.device("cuda", 0)
+    occupancy.remember(cuda, "kernel", SimpleNamespace(n_regs=registers), num_warps)
+    assert occupancy.row_programs(cuda, num_warps, "kernel") == 132 * programs

@@ -95,7 +95,7 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert int(parts["ties"]) == num_rows - 2
 
 
-@pytest.mark.parametrize("num_classes", [10, 1000])
+@pytest.mark.parametrize("num_classes", [10, 1000, 262144])
 def test_a_partial_batch_compiles_nothing(num_classes: int) -> None:
     """After `precompile` neither a full batch nor a smaller last one makes a kernel."""
     layout = Layout(num_classes, num_bins=11)

@@ -25,7 +25,7 @@ OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 @pytest.mark.parametrize("family", inputs.FAMILIES)
 def test_equals_gold(family: str, dtype: torch.dtype, num_classes: int, device: str) -> None:
     """Every count by formula exactly, every sum within a few roundings a row."""
-    logits, target = inputs.make(family, num_rows=20, num_classes=num_classes)
+    logits, target = inputs.make(family, num_rows=12, num_classes=num_classes)
     logits = logits.to(dtype)
     layout = Layout(num_classes, top_k=2, temperatures=(0.5, 1.0, 2.0))
     found = layout.parts(*vectors(logits.to(device), target.to(device), layout))
@@ -35,7 +35,7 @@ def test_equals_gold(family: str, dtype: torch.dtype, num_classes: int, device: 
             assert torch.equal(found[name].squeeze(), wanted), name
         else:
             error = (found[name].squeeze() - wanted).abs().max()
-            assert float(error) <= 20 * ROW_ERROR + 1e-6 * float(wanted.abs().max()), name
+            assert float(error) <= 12 * ROW_ERROR + 1e-6 * float(wanted.abs().max()), name
 
 
 @pytest.mark.parametrize("num_classes", [10, 100, 1000])
@@ -168,17 +168,16 @@ def test_any_number_of_programs_gives_the_same_bits(
     logits, target = inputs.make("typical", num_rows=20, num_classes=40)
     logits, target, layout = logits.float().to(device), target.to(device), Layout(40)
     whole = vectors(logits, target, layout)
-    monkeypatch.setattr(launch, "row_programs", lambda device, warps: programs)
-    monkeypatch.setattr(launch, "row_split", lambda rows, classes, block, programs: (1, classes + block))
+    monkeypatch.setattr(launch, "row_programs", lambda device, warps, kernel: programs)
     assert_bitwise(vectors(logits, target, layout), whole)
 
 
-@pytest.mark.parametrize("place", [0, 300, 639, 640, 1279, 4999])
+@pytest.mark.parametrize("place", [0, 300, 383, 384, 1279, 4999])
 def test_rows_split_over_programs(place: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows of many classes are cut into parts; ties over parts and targets in any of them are found."""
-    monkeypatch.setattr(launch, "row_programs", lambda device, warps: 40)
+    monkeypatch.setattr(launch, "row_programs", lambda device, warps, kernel: 40)
     monkeypatch.setattr(launch, "row_shape", lambda classes, size: (1, 32 * (16 // size), 16 // size))
-    assert launch.row_split(3, 5000, 128, 40)[0] == 8
+    assert launch.row_split(3, 5000, 128, 40) == launch.SPLIT
     logits = 3 * torch.randn(3, 5000)
     target = torch.tensor([place, place, (place + 700) % 5000])
     logits[0, place] = logits[0, (place + 1900) % 5000] = 30.0
