@@ -85,19 +85,25 @@ def operations(leaf: Tensor, target: Tensor) -> dict[str, Callable[[], Callable[
     }
 
 
-def compare(made: dict[str, Callable[[], object]]) -> None:
-    """Every gradient equals eager PyTorch's within half precision.
+def compare(made: dict[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """Those whose gradient equals eager PyTorch's within half precision; a peer that is wrong is said and left out.
 
     Raises:
-        AssertionError: if one does not.
+        AssertionError: if ours is wrong.
     """
     wanted = made["F.cross_entropy"]()
+    right = {}
     for name, operation in made.items():
         found = operation()
-        error = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
-        assert float(error) < 2e-2, (
-            f"Expected the gradient of {name} to be PyTorch's, but it is off by {float(error):g}."
+        error = float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+        if error < 2e-2:
+            right[name] = operation
+            continue
+        print(f"  without {name}: its gradient is off by {error:g}", flush=True)
+        assert not name.startswith("ours"), (
+            f"Expected the gradient of {name} to be PyTorch's, but it is off by {error:g}."
         )
+    return right
 
 
 def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], list[Target]]:
@@ -107,7 +113,7 @@ def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], li
     print(where, flush=True)
     leaf = logits.requires_grad_()
     made = dict(device_timing.providers(operations(leaf, target)))
-    compare(made)
+    made = compare(made)
     times = bench.time(made)
     rows = []
     for name, seconds in times.items():

@@ -31,6 +31,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lightning_lossacc import LossAccuracy
+from lightning_lossacc.kernels.compiled import obstacle as compiled_obstacle
 
 SEED = 20240
 ACCURACY = 0.8
@@ -145,16 +146,23 @@ def same_numbers(ours: LossAccuracy, parts: dict[str, Metric], logits: Tensor, t
 
 
 def operations(
-    case: Case, logits: Tensor, target: Tensor
+    case: Case, logits: Tensor, target: Tensor, plain_only: bool = False
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], None], Row]:
     """All operations of one round in order, what empties their states, and how their numbers agree."""
     grid = LossAccuracy(num_classes=case.num_classes)
     plain = LossAccuracy(num_classes=case.num_classes, temperatures=())
     parts = torchmetrics_parts(case.num_classes)
     agreement = same_numbers(grid, parts, logits, target)
+    compiled = {} if plain_only or compiled_obstacle() else {
+        "ours, compiled": LossAccuracy(num_classes=case.num_classes, temperatures=(), backend="compiled"),
+        "ours, grid, compiled": LossAccuracy(num_classes=case.num_classes, backend="compiled"),
+    }  # fmt: skip
+    for metric in compiled.values():
+        # The compiler is not timed, and neither is the chunk that is smaller than the others.
+        metric.update(logits, target)
 
     def empty() -> None:
-        for metric in (grid, plain, *parts.values()):
+        for metric in (grid, plain, *compiled.values(), *parts.values()):
             metric.reset()
 
     timed: dict[str, Callable[[], object]] = {
@@ -162,6 +170,7 @@ def operations(
         "ours": partial(plain.update, logits, target),
         "ours, grid": partial(grid.update, logits, target),
         "ours, grid: compute": grid.compute,
+        **{name: partial(metric.update, logits, target) for name, metric in compiled.items()},
     }
     for part, metric in parts.items():
         timed[part] = partial(metric.update, logits, target)
@@ -180,6 +189,7 @@ def providers(times: dict[str, Array]) -> dict[str, Array]:
         "cross_entropy": times["cross_entropy"],
         "ours": times["ours"],
         "ours, grid": times["ours, grid"],
+        **{name: times[name] for name in ("ours, compiled", "ours, grid, compiled") if name in times},
         "ours, grid + compute": total(("ours, grid", "ours, grid: compute")),
         **{f"torchmetrics {part}": times[part] for part in PARTS},
         "torchmetrics without top-5": total(PARTS[:3]),
@@ -207,6 +217,9 @@ def targets(case: Case, seconds: dict[str, Array]) -> list[Target]:
     at_most(1.5, "ours", 1000)
     at_most(1.0, "ours", 100)
     at_most(1.5, "ours, grid", 100)
+    if "ours, compiled" in seconds:
+        at_most(1.0, "ours, compiled", 100)
+        at_most(1.5, "ours, grid, compiled", 100)
     at_least(5.0, "torchmetrics without top-5", "ours, grid")
     at_least(5.0, "torchmetrics", "ours, grid")
     at_least(5.0, "torchmetrics + compute", "ours, grid + compute")
@@ -214,10 +227,10 @@ def targets(case: Case, seconds: dict[str, Array]) -> list[Target]:
 
 
 @torch.no_grad()
-def measure_case(case: Case, budget: float) -> tuple[list[Row], list[Target]]:
+def measure_case(case: Case, budget: float, plain_only: bool = False) -> tuple[list[Row], list[Target]]:
     """Rows of one case, one a provider, and its targets; prints a table."""
     logits, target = classifier_logits(case)
-    timed, empty, agreement = operations(case, logits, target)
+    timed, empty, agreement = operations(case, logits, target, plain_only)
     seconds = providers(measure.interleave(timed, prepare=empty, touch=logits.sum, seconds=budget))
     place = {"shape": list(case.shape), "dtype": case.dtype}
     rows: list[Row] = [{"table": "agreement", **place, **agreement}]
@@ -256,13 +269,14 @@ def main() -> None:
     arguments.add_argument(
         "--cases", type=Case.parse, nargs="+", default=[Case.parse(case) for case in CASES], help="NxC[x...][:dtype]"
     )
+    arguments.add_argument("--plain", action="store_true", help="leaves out what a C++ compiler makes")
     chosen = arguments.parse_args()
     stamp = measure.environment()
     print(json.dumps(stamp), end="\n\n")
     rows: list[Row] = []
     bars: list[Target] = []
     for case in chosen.cases:
-        more_rows, more_bars = measure_case(case, chosen.seconds)
+        more_rows, more_bars = measure_case(case, chosen.seconds, chosen.plain)
         rows += more_rows
         bars += more_bars
     measure.report("update", rows, bars, stamp, chosen.results)

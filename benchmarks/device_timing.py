@@ -84,7 +84,8 @@ class Bench:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             operation()
             torch.cuda.synchronize()
-        names = [event.name for event in profile.events()]
+        on_device = torch.autograd.DeviceType.CUDA
+        names = [event.name for event in profile.events() if event.device_type == on_device]
         copies = [name for name in names if "Memcpy" in name]
         return len(names) - len(copies), sum("DtoH" in name for name in copies)
 

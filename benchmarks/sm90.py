@@ -65,6 +65,7 @@ def row_statistics(num_classes: int, dtype: str, layout: Layout | None, with_los
         "BLOCK": block,
         "CHUNK": -(-num_classes // block) * block,
         "SPLIT": 1,
+        "ALIGNED": vector,
         "LANES": 32 * num_warps,
         "VEC": vector,
     }

@@ -177,8 +177,7 @@ def _histograms(page: Page) -> None:
 
 
 def _images(page: Page) -> None:
-    page.locator("tf-image-loader img").first.wait_for()
-    page.get_by_text("Show actual image size").click()
+    page.locator("tf-image-loader img").nth(len(FIGURES) - 1).wait_for()
     page.wait_for_timeout(1500)
 
 
@@ -192,7 +191,7 @@ TABS: dict[str, tuple[str, tuple[int, int], Callable[[Page], None]]] = {
     "timeseries": (CURVES, (1320, 1030), _curves),
     "custom_scalars": ("", (1500, 640), _charts),
     "histograms": ("", (1320, 700), _histograms),
-    "images": ("^lossacc$", (1320, 900), _images),
+    "images": ("lossacc", (1440, 1000), _images),
     "text": ("lossacc/events", (1440, 640), _text),
 }
 

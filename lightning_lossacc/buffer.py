@@ -1,9 +1,8 @@
 """Small batches wait for each other, so that one pass counts many of them.
 
-On a CPU an update is about 240 tensor operations whatever the size of the batch: for 32 rows of 10 classes that is
-    more than a
-small network's whole step. Copying the rows into a buffer is two. Nothing of the step is kept alive: the buffer owns
-its copy.
+On a CPU an update is about 200 tensor operations whatever the size of the batch: for 32 rows of 10 classes that is more
+than a small network's whole step. Copying the rows into a buffer is two. Nothing of the step is kept alive: the buffer
+owns its copy.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
+from lightning_lossacc.curves import event_counts
 from lightning_lossacc.diagnosis.changes import loss_rise, practical_floor
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.message import headline, place
@@ -14,6 +16,8 @@ from lightning_lossacc.history import History, Record
 
 # Evaluations for which a rise must last to be promised.
 LASTING = 10
+# Notes that are listed at the end; they may come and go many times.
+MAX_NOTES = 5
 EXCLUDED = {
     "ignored": "rows to be ignored",
     "invalid": "rows with a target out of range",
@@ -52,8 +56,15 @@ def opening(record: Record, source: str, unpaired: str) -> str:
     return "\n".join(lines)
 
 
-def closing(history: History, events: Sequence[Event], margin: float, files: str | None) -> str:
-    """At the end of a run: events or none and what would have been seen, and the checkpoint best by each measure."""
+def closing(history: History, events: Sequence[Event], margin: float, files: str | None, report: bool = False) -> str:
+    """At the end of a run: events or none and what would have been seen, and the checkpoint best by each measure.
+
+    Args:
+        history, events: of the run.
+        margin: largest change of accuracy called flat.
+        files: directory of the run's own files, None without one.
+        report: whether `report.html` is among them.
+    """
     blocks = []
     for stage, loader in history.streams():
         series = history.measured(stage, loader)
@@ -67,8 +78,18 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
             "lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy"
         )
     if files is not None:
-        blocks.append(f"files: {files} (history.jsonl{', events.jsonl' if events else ''}, lossacc.png)")
+        names = (*["report.html"] * report, "history.jsonl", *["events.jsonl"] * bool(events), "lossacc.png")
+        blocks.append(f"files: {_short(files)} ({', '.join(names)})")
     return "\n".join(blocks)
+
+
+def _short(path: str) -> str:
+    """A path as seen from the working folder, where that is shorter."""
+    try:
+        return min(os.path.relpath(path), path, key=len)
+    except (OSError, ValueError):
+        # Another drive, or a working folder that is gone.
+        return path
 
 
 def snapshot(record: Record) -> str:
@@ -83,15 +104,17 @@ def _stream(series: Sequence[Record], events: Sequence[Event], margin: float, le
     stage = place(series[0].stage, series[0].loader)
     warnings = {event.id: event for event in events if event.level == "warning"}
     last = {event.id: event for event in events}
-    lasting = [event for event in last.values() if event.id not in warnings and event.status != "closed"]
+    notes = [event for event in last.values() if event.id not in warnings]
     lines = [
         f"lossacc · {stage} · {len(series)} evaluation{'s' if len(series) > 1 else ''} of {series[-1].num_rows} rows · "
-        + (f"{len(warnings)} event{'s' if len(warnings) > 1 else ''}" if warnings else "no event to warn of")
+        + event_counts(events)
     ]
     if left_out:
         lines[0] += f" · {left_out} more evaluations were interrupted, or had no row that could be counted"
     lines += [f"  {headline(event)}" for event in warnings.values()]
-    lines += [f"  for information: {headline(event)}" for event in lasting]
+    lines += [f"  note: {headline(event)}" for event in notes[:MAX_NOTES]]
+    if len(notes) > MAX_NOTES:
+        lines.append(f"  and {len(notes) - MAX_NOTES} more notes")
     if not warnings:
         lines.append(f"  {_resolvable(series, margin)}")
     lines.append(

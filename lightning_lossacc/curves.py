@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_lossacc.diagnosis.event import Event
@@ -258,6 +258,19 @@ def event_words(event: Event) -> str:
     name = re.sub(r"^(loss-(?:up|down))-accuracy-", r"\1, accuracy ", event.event)
     name = name.replace("-", " ").replace("non ", "non-")
     return plain(f"{name}: {event.cause}" if event.causes else name)
+
+
+def event_counts(events: Iterable[Event]) -> str:
+    """How many events there are, each counted once: "1 warning, 2 notes"; a note is an event of level `info`."""
+    levels = [level_word(event) for event in {event.id: event for event in events}.values()]
+    warnings, notes = levels.count("warning"), levels.count("note")
+    told = f"{warnings or 'no'} warning{'s' if warnings > 1 else ''}"
+    return f"{told}, {notes} note{'s' if notes > 1 else ''}" if notes else told
+
+
+def level_word(event: Event) -> str:
+    """What an event is to a reader: a "warning" or a "note"."""
+    return "note" if event.level == "info" else event.level
 
 
 def plain(text: str) -> str:

@@ -128,12 +128,16 @@ class Run:
 
     def prepare(self, trainer: Trainer) -> None:
         """Finds the loggers and the directory of a Trainer; the fit of another Trainer starts a new history."""
-        if trainer.state.fn == "fit" and _target(self._fit) is not trainer:
+        begins = trainer.state.fn == "fit" and _target(self._fit) is not trainer
+        if begins:
+            # A validation before the fit has written to this run's own directory.
+            own = self._voice.directories if _target(self._trainer) is trainer else set()
             if not self._loaded:
                 self._start_anew()
+            self._voice.directories |= own
             self._fit = weakref.ref(trainer)
             self._first_step = trainer.global_step
-        if _target(self._trainer) is trainer and not self._loaded:
+        if _target(self._trainer) is trainer and not self._loaded and not begins:
             return
         self._trainer = weakref.ref(trainer)
         self._voice.find_places(trainer, self.events, lambda: (self.history, self.events))

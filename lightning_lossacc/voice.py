@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lossacc import closing
 from lightning_lossacc.capture import Capture
+from lightning_lossacc.curves import plain
 from lightning_lossacc.diagnosis import Event
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.records import UNION
@@ -86,6 +88,8 @@ class Voice:
                 self.directory = self._choose_directory(log_dir)
             if self.directory is not None:
                 sinks.append(FileSink(self.directory, rank_zero_warn))
+                # Lightning resumes into a new directory by default; its report is to hold the whole run.
+                sinks[-1].carry_on(*look())
             if self.directory is not None and self._report:
                 # An evaluation outside of a fit has no end that could be waited for.
                 sinks.append(ReportSink(self.directory, look, log_dir, PAUSE if trainer.state.fn == "fit" else 0.0))
@@ -199,8 +203,8 @@ class Voice:
         """The closing text, every figure, the verdict and the report."""
         step = step_of(trainer)
         if history.streams():
-            files = None if self.directory is None else str(self.directory)
-            text = closing.closing(history, events, margin, files)
+            files = None if self.directory is None else plain(str(self.directory))
+            text = closing.closing(history, events, margin, files, report=self._report)
             self.say(trainer, text, level="info")
             self.reporter.summary(text, step)
             loaders = sorted(loader for stage, loader in history.streams() if stage == "val" and loader >= 0)
@@ -211,7 +215,7 @@ class Voice:
             if verdict:
                 self.reporter.outcome(verdict, step)
             for sink in self.reporter.sinks:
-                if isinstance(sink, ReportSink) and sink.path.exists():
+                if isinstance(sink, ReportSink) and os.path.exists(sink.path):
                     self.reporter.report(sink.path, step)
         self.reporter.close()
 

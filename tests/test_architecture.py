@@ -304,6 +304,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {
             "capture",
             "closing",
+            "curves",
             "diagnosis",
             "history",
             "records",

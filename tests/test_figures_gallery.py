@@ -95,6 +95,11 @@ def test_every_text_is_inside_the_figure_and_free_of_others(name, kind):
     if figure is None:
         assert kind in ("one evaluation", "two evaluations", "broken")
         return
+    assert_readable(figure)
+
+
+def assert_readable(figure):
+    """No text of a figure touches another one or the edge."""
     pixels(figure)
     width, height = figure.canvas.get_width_height()
     renderer = figure.canvas.get_renderer()

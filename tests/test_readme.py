@@ -237,8 +237,9 @@ def test_pictures_exist_and_arguments_are_real() -> None:
     """Pictures are there, and so are the arguments of the monitor that are named."""
     for path in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (ROOT / path).is_file(), path
-    arguments = re.findall(r"LossAccuracyMonitor\((\w+)=", TEXT) + re.findall(r"`(train_probe|watch)=", TEXT)
-    assert {"train_probe", "watch"} <= set(arguments)
+    arguments = re.findall(r"LossAccuracyMonitor\((\w+)=", TEXT) + re.findall(r"`(\w+)=(?:\w*)`", TEXT)
+    arguments = [name for name in arguments if name not in ("backend", "LOSSACC", "auto_insert_metric_name")]
+    assert {"train_probe", "watch", "alert", "report", "dirpath"} <= set(arguments)
     assert set(arguments) <= set(callback.LossAccuracyMonitor.__init__.__annotations__)
 
 

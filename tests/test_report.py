@@ -63,6 +63,11 @@ def page(history=RUN, events=EVENTS, drawn=False, **options):
     return found
 
 
+def drawings(found):
+    """The drawings for wide windows."""
+    return [element for element in found.all("div") if element.attributes.get("class") == "wide"]
+
+
 @pytest.fixture(scope="module")
 def full():
     return page(drawn=True, configuration={"probe_items": 8192})
@@ -94,7 +99,7 @@ def test_verdict_comes_first_in_two_sentences(full):
         for element in full.elements
         if element.tag in ("h2", "svg", "table") or "verdict" in element.attributes.get("class", "")
     ]
-    assert [element.tag for element in order[:4]] == ["h2", "div", "svg", "table"] and order[1].attributes[
+    assert [element.tag for element in order[:5]] == ["h2", "div", "svg", "svg", "table"] and order[1].attributes[
         "class"
     ] == "verdict warns"
     sentences = [element.text for element in full.elements if element.tag == "p" and element.inside[-1] == "div"][:2]
@@ -164,10 +169,17 @@ def test_numbers_by_epoch_mark_the_best_and_worst_items_are_listed(full):
     assert facts["first evaluation"] == "2023-11-14 22:13:20 UTC"
 
 
-def test_every_figure_is_there_with_its_words_as_caption_and_alternative(full):
-    drawn = full.all("svg")
-    assert [element.attributes["aria-label"] for element in drawn] == [alt_text(name, RUN, EVENTS) for name in FIGURES]
-    assert [element.text for element in full.all("figcaption")] == [alt_text(name, RUN, EVENTS) for name in FIGURES]
+def test_every_figure_is_there_with_its_words_as_a_caption_that_describes_it(full):
+    """Read out once: the drawing has a short name, and the caption its numbers."""
+    (wide, small, *others), captions = full.all("svg"), full.all("figcaption")
+    drawn = [wide, *others]
+    told = [alt_text(name, RUN, EVENTS) for name in FIGURES]
+    assert [element.text for element in captions] == told
+    assert [element.attributes["aria-label"] for element in drawn] == [words.partition(". ")[0] for words in told]
+    described = [element.attributes["aria-describedby"] for element in drawn]
+    assert described == [element.attributes["id"] for element in captions] and len(set(described)) == len(drawn)
+    # The picture once more for narrow windows; of the two only one is seen and read out.
+    assert all(small.attributes[name] == wide.attributes[name] for name in ("role", "aria-label", "aria-describedby"))
     assert all(element.attributes["role"] == "img" for element in drawn)
 
 
@@ -210,7 +222,7 @@ def test_colours_of_the_page_are_readable_on_each_paper():
 def test_drawings_follow_the_theme_of_the_page(html):
     """Not one fixed colour is left in the drawings, and every variable that they use is one of the theme."""
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) == 6 and not [
+    assert len(drawings) == 7 and not [
         color for drawing in drawings for color in re.findall(r"#[0-9a-fA-F]{6}\b", drawing)
     ]
     used = set(re.findall(r"var\((--[\w-]+)\)", "".join(drawings)))
@@ -288,7 +300,10 @@ def test_nothing_to_warn_of_is_a_verdict_too():
 def test_drawings_beyond_the_budget_leave_their_words(monkeypatch):
     monkeypatch.setattr(report, "BUDGET", 60_000)
     found = page(drawn=True)
-    assert 0 < len(found.all("svg")) < 6 and len(found.all("figcaption")) == 6
+    assert 0 < len(drawings(found)) < 6 and len(found.all("figcaption")) == 6
+    # Narrow ones take what is left.
+    monkeypatch.setattr(report, "BUDGET", max(len(svg) for svg in re.findall("<svg.*?</svg>", report.render(RUN))) + 1)
+    assert 'class="narrow"' not in report.render(RUN)
     assert any(element.text.endswith("(Left out, to keep this page small.)") for element in found.all("figcaption"))
 
 
@@ -298,7 +313,7 @@ def test_figure_that_fails_leaves_its_reason_and_the_rest():
     found = page(History(odd), drawn=True)
     reasons = [element.text for element in found.all("figcaption") if "could not be drawn" in element.text]
     assert reasons == ["The figure lossacc/reliability could not be drawn: KeyError: 'edges'."]
-    assert len(found.all("svg")) == 3 and rows(found, "Which checkpoint")
+    assert len(drawings(found)) == 3 and rows(found, "Which checkpoint")
 
 
 def test_several_loaders_have_a_verdict_each():
@@ -308,7 +323,7 @@ def test_several_loaders_have_a_verdict_each():
     assert [
         element.attributes["class"] for element in found.all("div") if "verdict" in element.attributes.get("class", "")
     ] == ["verdict", "verdict warns"]
-    assert len(found.all("svg")) == 7
+    assert len(drawings(found)) == 7
 
 
 def test_without_matplotlib_the_page_has_no_figures_and_says_so(monkeypatch):
@@ -372,7 +387,7 @@ def test_drawing_has_no_names_of_its_own_twice():
     """Only what is referred to has a name, and none that another drawing has."""
     from lightning_lossacc.figures import draw
 
-    one, other = (inline(draw("lossacc", RUN), name, "x") for name in ("a", "b"))
+    one, other = (inline(draw("lossacc", RUN), name, "x", "y") for name in ("a", "b"))
     names, others = (set(re.findall(r'id="([^"]+)"', drawing)) for drawing in (one, other))
     assert names and not names & others
     assert all(f"#{name}" in one for name in names)

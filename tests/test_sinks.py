@@ -143,7 +143,7 @@ def test_the_outcome_says_what_lasts_and_where_each_measure_was_best():
     events = [closed, event(200), event(300, "plateau", "unknown", id=closed.id, status="closed")]
     history = HISTORY
     found = outcome(history, events)
-    assert found["verdict"] == "loss up, accuracy flat: over-confidence" and found["num_warnings"] == 2
+    assert found["verdict"] == "over-confidence: loss up, accuracy flat" and found["num_warnings"] == 2
     assert found["last_nll"] == found["best_nll"] == 0.5 and found["best_nll_epoch"] == 0
     # What no record holds, and what is not finite, is left out.
     assert not any("refinement" in key or "temperature" in key for key in found) and "refinement_nll" in BEST

@@ -77,7 +77,7 @@ def test_table_figure_page_and_report(told):
 def test_settings_verdict_and_tag(told):
     found = others(told)
     assert found["lossacc/accuracy_margin"] == 0.01 and found["lossacc/events"] == 3
-    assert found["lossacc/verdict"] == "loss up, accuracy flat: over-confidence"
+    assert found["lossacc/verdict"] == "over-confidence: loss up, accuracy flat"
     tags = json.loads(told.files["experiment.json"])["tags"]
     assert "lossacc: warning" in tags
 
@@ -119,5 +119,5 @@ def test_litlogger_gets_media_series_and_metadata(tmp_path, monkeypatch, package
     with open(picture._get_upload_path(), "rb") as file:
         assert file.read(4) == b"\x89PNG"
     assert isinstance(kept["lossacc/report.html"], litlogger.File) and kept["lossacc/report.html"].path == str(report)
-    assert kept["lossacc.verdict"] == "loss up, accuracy flat: over-confidence"
+    assert kept["lossacc.verdict"] == "over-confidence: loss up, accuracy flat"
     assert kept["lossacc.accuracy_margin"] == "0.01" and spread_record().num_rows == 100

@@ -53,7 +53,7 @@ def test_the_outcome_stands_in_hyperparameters_once(tmp_path, prefix):
         assert values == {
             "lossacc/accuracy_margin": 0.01,
             "lossacc/watch": 1,
-            "lossacc/verdict": "loss up, accuracy flat: over-confidence",
+            "lossacc/verdict": "over-confidence: loss up, accuracy flat",
         }
         found = outcome(HISTORY, [event(300)])
         numbers = {f"{start}lossacc/final/{key}": value for key, value in found.items() if key != "verdict"}

@@ -44,7 +44,7 @@ def test_a_run_holds_everything_and_a_resumed_one_goes_on(store, tmp_path, packa
     client = client_of(store)
     run = client.get_run(logger.run_id).data
     assert run.params == {"lossacc.accuracy_margin": "0.01", "lossacc.watch": "1"}
-    assert run.tags["lossacc.verdict"] == "loss up, accuracy flat: over-confidence"
+    assert run.tags["lossacc.verdict"] == "over-confidence: loss up, accuracy flat"
     assert run.tags["lossacc.best_nll"] == "0.5" and run.tags["lossacc.events"] == "2"
     assert run.tags["mlflow.note.content"] == "    done\n    → <ok>"
 

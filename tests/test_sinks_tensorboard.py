@@ -10,7 +10,8 @@ import pytest
 
 from lightning_lossacc.margin_bins import margin_edges
 from lightning_lossacc.sinks import Reporter, find_sinks
-from lightning_lossacc.sinks.layouts import CATEGORY, newest_layout
+from lightning_lossacc.sinks.layouts import CATEGORY, charts, newest_layout
+from lightning_lossacc.sinks.tensorboard import _verbatim
 from tests.made_up import MESSAGE, record, spread_record, tell_all
 from tests.read_back import copies, tensorboard, texts
 
@@ -37,13 +38,27 @@ def test_numbers_texts_and_picture(tmp_path, package, prefix):
     assert scalar("val/nll") == [(300, 0.5)] and scalar("val/events") == [(300, 1.0)]
     assert scalar("val/error_rate") == [(300, 0.25)]
     (image,) = board.Images(f"{start}lossacc")
-    assert image.step == 300 and image.width == 900 and image.height > 400
+    assert image.step == 300 and image.width == 701 and image.height > 400
     ((step, text),) = texts(board, f"{start}lossacc/events")
     assert step == 300 and "loss up, accuracy flat: over-confidence" in text
     assert text.endswith("\n".join(f"    {line}" for line in MESSAGE.splitlines()))
     ((step, text),) = texts(board, f"{start}lossacc/summary")
-    assert step == 301 and text.startswith("    done\n    → <ok>\n\n| epoch | step |")
+    assert step == 301 and text.startswith("    done\n    → <ok>\n\nEach report of each event:\n\n| epoch | step |")
     assert "| 2 | 300 | val | 0 | warning | open | loss up, accuracy flat: over-confidence | shown |" in text
+
+
+def test_long_lines_of_an_event_are_folded():
+    """Whatever its length, a message has no line that leaves the window, and no word of it is lost or broken."""
+    long = "numbers " * 40 + "end\n\n  best by    NLL\n" + "x" * 90
+    lines = _verbatim(long).splitlines()
+    assert max(map(len, lines)) <= 104 and all(line.startswith("    ") for line in lines)
+    assert [line[4:] for line in lines[-3:]] == ["", "  best by    NLL", "x" * 90]
+    assert " ".join(" ".join(lines).split()) == " ".join(long.split())
+
+
+def test_titles_of_charts_fit_their_cards():
+    """A card of the page is 350 pixels wide, which is 42 letters of a title."""
+    assert max(map(len, charts(str))) <= 42
 
 
 # The HTML cleaner inside tensorboard warns about itself.

@@ -84,7 +84,7 @@ def test_runs_can_be_filtered_by_settings_and_outcome(told):
     assert run.config["lossacc"] == {"accuracy_margin": 0.01, "watch": 1}
     assert run.summary["net-lossacc/events"] == 3
     assert run.summary["net-lossacc/last_event"] == "loss up, accuracy flat: over-confidence"
-    assert run.summary["net-lossacc/final/verdict"] == "loss up, accuracy flat: over-confidence"
+    assert run.summary["net-lossacc/final/verdict"] == "over-confidence: loss up, accuracy flat"
     assert run.summary["net-lossacc/final/best_nll"] == 0.5
 
 

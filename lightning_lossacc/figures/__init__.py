@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.figures import changes, classes, loss_and_accuracy, margin, optimisation, reliability
 from lightning_lossacc.figures.canvas import DOTS_PER_INCH, ThemeName, style
+from lightning_lossacc.figures.canvas import narrow as narrow
 from lightning_lossacc.figures.loss_and_accuracy import picture as picture
 from lightning_lossacc.history import History
 

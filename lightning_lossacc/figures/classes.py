@@ -13,6 +13,7 @@ from lightning_lossacc.figures.canvas import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    NUMBER,
     THEMES,
     TITLE,
     WIDTH,
@@ -166,4 +167,4 @@ def _draw_parts(axes: Axes, colors: Theme, shown: list[ClassChange]) -> None:
     for place, part in enumerate(parts):
         side = "left" if part >= 0 else "right"
         text = f" {part:+.4f}" if part >= 0 else f"{part:+.4f} "
-        axes.text(part, place, text, ha=side, va="center", fontsize=8.5, color=colors.ink)
+        axes.text(part, place, text, ha=side, va="center", fontsize=8.5, color=colors.ink, gid=NUMBER)

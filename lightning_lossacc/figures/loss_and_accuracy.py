@@ -27,6 +27,8 @@ from lightning_lossacc.figures.canvas import (
     BOTTOM,
     DOTS_PER_INCH,
     HEIGHT,
+    MARK,
+    NAME,
     PANEL,
     RIGHT,
     THEMES,
@@ -308,6 +310,7 @@ def _draw_marks(upper: Axes, lower: Axes, theme: Theme, marks: list[Mark]) -> No
                 linestyle="-" if mark.is_event else (0, (1, 2)),
                 clip_on=False,
                 zorder=1.5,
+                gid=MARK,
             )
         upper.text(
             mark.x,
@@ -320,6 +323,7 @@ def _draw_marks(upper: Axes, lower: Axes, theme: Theme, marks: list[Mark]) -> No
             fontsize=8.5,
             weight="bold" if mark.is_event else "normal",
             parse_math=False,
+            gid=NAME,
             bbox={"boxstyle": "square,pad=0", "facecolor": theme.paper, "edgecolor": "none"},
         )
 

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_lossacc.kernels import compiled, library, loss_reference, reference
 from lightning_lossacc.kernels.backend import BACKENDS, Backend, Choice, choose, expect_backend
@@ -112,7 +113,8 @@ def loss_backward(
     backend: Backend = "auto",
 ) -> Tensor:
     """Gradient of a total by the logits; arguments as in `loss_reference.loss_backward`."""
-    if choose(logits, None, backend).name == "triton":
+    # Two numbers a row come from Triton's forward pass; a layout may have ruled it out there and not here.
+    if row_lse.ndim == 2 and choose(logits, None, backend).name == "triton":
         from lightning_lossacc.kernels import launch
 
         return launch.loss_gradient(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
@@ -181,6 +183,12 @@ def _refuse_transforms(preds: Tensor, target: Tensor) -> None:
         raise RuntimeError(
             "Expected plain tensors, but got those of a torch.func transform; count the logits outside of it."
         )
+    for name, tensor in (("preds", preds), ("target", target)):
+        # Sharded tensors, say, have no memory that a kernel could read.
+        if type(tensor) is not Tensor and is_traceable_wrapper_subclass(tensor):
+            raise TypeError(
+                f"Expected `{name}` to be a plain tensor, but got {type(tensor).__name__}; use its local part."
+            )
 
 
 def _multiclass(preds: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

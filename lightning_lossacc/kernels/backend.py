@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import warnings
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
@@ -80,6 +81,10 @@ def _obstacle(device: str, index: int | None, dtype: torch.dtype, num_temperatur
         return f"logits on a {device} device are counted by PyTorch"
     if find_spec("triton") is None:
         return "triton is not installed"
+    if not interpreted and not any(
+        name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc")
+    ):
+        return "triton finds no C compiler (gcc, clang, or the one named by CC), which it needs to launch a kernel"
     if device == "cuda" and torch.cuda.get_device_capability(index) < OLDEST_CAPABILITY:
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
     if dtype not in TRITON_DTYPES:

@@ -59,7 +59,9 @@ def _kernel(class_dim: int, temperatures: tuple[float, ...]) -> Callable[[Tensor
         rival = torch.where(place == target.unsqueeze(class_dim), -torch.inf, difference)
         other = rival.amax(class_dim)
         shift = torch.where(other * steepest < LARGEST_EXPONENT, torch.zeros_like(other), other)
-        difference = (rival - shift.unsqueeze(class_dim)).clamp_min(LOWEST_DIFFERENCE)
+        base = torch.where(shift == 0, own, logits.amax(class_dim))
+        difference = torch.where(rival == -torch.inf, rival, logits - base.unsqueeze(class_dim))
+        difference = difference.clamp_min(LOWEST_DIFFERENCE)
         power = difference.exp()
         rows = [other, shift, power.sum(class_dim), (power * difference).sum(class_dim), (power * power).sum(class_dim)]
         totals, firsts, chains = [], [], {}

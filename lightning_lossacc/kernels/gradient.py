@@ -19,10 +19,10 @@ from lightning_lossacc.kernels.tally import log2_difference, sort_target
 @triton.jit
 def slope(
     value, place, truth, top, log_total, scale, own_weight, all_weights, class_weight, smoothing, smoothing_weight,
-    SMOOTH: tl.constexpr, FUSED: tl.constexpr,
+    SMOOTH: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one class of one row; everything broadcasts."""
-    probability = tl.exp2(log2_difference(value, top, FUSED) - log_total)
+    probability = tl.exp2(log2_difference(value, top) - log_total)
     hit = tl.where(place == truth, 1.0, 0.0)
     result = own_weight * (probability - hit)
     if SMOOTH:
@@ -33,18 +33,18 @@ def slope(
 @triton.jit(do_not_specialize=["num_rows", "rows_per_item", "ignore_index"])
 def row_gradient(
     logits, target, weight, row_lse, row_scale, gradient,
-    num_rows, rows_per_item, item_stride, row_stride, target_item_stride, target_row_stride, ignore_index, smoothing,
-    smoothing_weight,
-    C: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, HAS_IGNORE: tl.constexpr, WEIGHTED: tl.constexpr,
-    SMOOTH: tl.constexpr, SHARED_SCALE: tl.constexpr, FUSED: tl.constexpr,
+    num_rows, rows_per_item, item_stride, row_stride, target_item_stride, target_row_stride, item_step, row_step,
+    ignore_index, smoothing, smoothing_weight,
+    C: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, PARTS: tl.constexpr, HAS_IGNORE: tl.constexpr,
+    WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, SHARED_SCALE: tl.constexpr,
 ):  # fmt: skip
-    """One block of one row; the gradient has the strides of the logits, and classes side by side."""
+    """One block of one row; classes lie side by side; `item_step` and `row_step` are the gradient's strides."""
     row = tl.program_id(0) // PARTS
     item = (row // rows_per_item).to(tl.int64)
     within = (row % rows_per_item).to(tl.int64)
     label = tl.load(target + item * target_item_stride + within * target_row_stride).to(tl.int64)
     considered, ignored, _, _ = sort_target(label, C, ignore_index, HAS_IGNORE)
-    offset = item * item_stride + within * row_stride
+    offset = tl.multiple_of(item * item_stride + within * row_stride, ALIGNED)
     place = (tl.program_id(0) % PARTS) * BLOCK + tl.arange(0, BLOCK)
     inside = place < C
     if considered:
@@ -59,11 +59,12 @@ def row_gradient(
                 class_weight = tl.load(weight + place, mask=inside, other=0.0)
         found = slope(
             value, place, truth, tl.load(row_lse + row), tl.load(row_lse + num_rows + row), scale, own_weight,
-            all_weights, class_weight, smoothing, smoothing_weight, SMOOTH, FUSED,
+            all_weights, class_weight, smoothing, smoothing_weight, SMOOTH,
         )  # fmt: skip
     else:
         found = tl.zeros([BLOCK], tl.float32) + tl.where(ignored, 0.0, float("nan"))
-    tl.store(gradient + offset + place, found.to(gradient.dtype.element_ty), mask=inside)
+    into = gradient + tl.multiple_of(item * item_step + within * row_step, ALIGNED)
+    tl.store(into + place, found.to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_item", "ignore_index"])
@@ -72,7 +73,7 @@ def lane_gradient(
     num_rows, rows_per_item, item_stride, row_stride, class_stride, target_item_stride, target_row_stride,
     item_step, row_step, class_step, ignore_index, smoothing, smoothing_weight,
     C: tl.constexpr, ROWS: tl.constexpr, HAS_IGNORE: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr,
-    SHARED_SCALE: tl.constexpr, FUSED: tl.constexpr,
+    SHARED_SCALE: tl.constexpr,
 ):  # fmt: skip
     """All classes of a tile of rows; `item_step`, `row_step` and `class_step` are the gradient's strides."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -102,7 +103,7 @@ def lane_gradient(
             class_weight = tl.load(weight + place)
         found = slope(
             value, place, truth, top, log_total, scale, own_weight, all_weights, class_weight, smoothing,
-            smoothing_weight, SMOOTH, FUSED,
+            smoothing_weight, SMOOTH,
         )  # fmt: skip
         found = tl.where(considered, found, excluded)
         tl.store(into, found.to(gradient.dtype.element_ty), mask=inside)

@@ -44,10 +44,10 @@ def compare(value, place, truth, own, other, shown, beats, RANK: tl.constexpr):
 @triton.jit
 def gather_sums(
     value, maximum, totals, firsts, BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr,
-    FUSED: tl.constexpr, STATS: tl.constexpr,
+    STATS: tl.constexpr,
 ):  # fmt: skip
     """Second walk: sums of the powers, and of their products with the difference."""
-    difference = log2_difference(value, maximum, FUSED)
+    difference = log2_difference(value, maximum)
     powers = exponentials(difference, BETAS, SOURCE)
     if STATS:
         difference = tl.maximum(difference, LOWEST)
@@ -81,7 +81,7 @@ def lane_kernel(
     TOP_K: tl.constexpr, NUM_BINS: tl.constexpr, PER_CLASS: tl.constexpr, BY_ITEM: tl.constexpr,
     ONE_ITEM: tl.constexpr, ITEM_SIZE: tl.constexpr, COUNT_HALF: tl.constexpr, COUNT_CELLS: tl.constexpr,
     COUNT_MARGIN: tl.constexpr, COUNT_CLASS: tl.constexpr, SUM_CELLS: tl.constexpr, SUM_CLASS: tl.constexpr,
-    SUM_GRID: tl.constexpr, FUSED: tl.constexpr,
+    SUM_GRID: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of `ROWS` rows; arguments as `rowwise.row_kernel`."""
     T: tl.constexpr = len(GRID)
@@ -143,19 +143,19 @@ def lane_kernel(
     if KEEP:
         for place in tl.static_range(C):
             totals, firsts = gather_sums(
-                kept[place], maximum, totals, firsts, BETAS, SOURCE, FIRSTS, FUSED, STATS
+                kept[place], maximum, totals, firsts, BETAS, SOURCE, FIRSTS, STATS
             )  # fmt: skip
     else:
         again = start
         for place in range(C):
             value = tl.load(again, mask=considered, other=0.0).to(tl.float32)
             again += class_stride
-            totals, firsts = gather_sums(value, maximum, totals, firsts, BETAS, SOURCE, FIRSTS, FUSED, STATS)
+            totals, firsts = gather_sums(value, maximum, totals, firsts, BETAS, SOURCE, FIRSTS, STATS)
 
-    own_difference = log2_difference(own, maximum, FUSED)
+    own_difference = log2_difference(own, maximum)
     total = totals[ONE]
     log2_total = tl.log2(total)
-    nll = (log2_total - own_difference) * LN_2
+    nll = log2_total * LN_2 - (own - maximum)
     nonfinite = considered & ((total != total) | (tl.abs(own) == float("inf")))
     valid = considered & (nonfinite == 0)
     if LOSS:
@@ -239,7 +239,7 @@ def lane_kernel(
             mixed = mixed_bits(begin, end)
         if BY_ITEM:
             slot = items + item * ITEM_SIZE
-            hashes = (items + (num_rows // rows_per_item) * ITEM_SIZE).to(tl.pointer_type(tl.int64))
+            hashes = (items + (num_rows // rows_per_item).to(tl.int64) * ITEM_SIZE).to(tl.pointer_type(tl.int64))
             mixed = tl.where(valid, mixed, 0)
             add_to_item(slot, valid.to(tl.float64), valid, ONE_ITEM)
             add_to_item(slot + 1, correct.to(tl.float64), valid, ONE_ITEM)
@@ -280,7 +280,7 @@ def item_kernel(
     squared = tl.full([], 0.0, tl.float64)
     crossed = squared
     halves = tl.zeros([2], tl.int64)
-    hashes = (items + num_items * ITEM_SIZE).to(tl.pointer_type(tl.int64))
+    hashes = (items + num_items.to(tl.int64) * ITEM_SIZE).to(tl.pointer_type(tl.int64))
     for begin in range(0, num_items, ITEMS):
         item = begin + tl.arange(0, ITEMS)
         inside = item < num_items

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_lossacc.kernels.gradient import lane_gradient, row_gradient
 from lightning_lossacc.kernels.lanewise import item_kernel, lane_kernel
-from lightning_lossacc.kernels.occupancy import SPLIT, remember, row_programs, row_shape, row_split
+from lightning_lossacc.kernels.occupancy import SPLIT, aligned, is_split, remember, row_programs, row_shape, row_split
 from lightning_lossacc.kernels.plan import plan_of
 from lightning_lossacc.kernels.rowwise import row_kernel
 from lightning_lossacc.margin_bins import margin_edges
@@ -25,6 +25,7 @@ FEW_CLASSES = 32
 LONG_ITEM = 64
 LANE_ROWS = 64
 LANE_WARPS = 1
+ITEMS_AT_ONCE = 256
 GRADIENT_BLOCK = 4096
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What a launch without statistics, or without a loss, leaves unused.
@@ -46,7 +47,8 @@ def precompile(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, lay
     """Compiles every kernel that batches like this one may need, of many rows and of few; arguments as `statistics`."""
     if layout.task == "multiclass" and logits.shape[2] == 1:
         row_statistics(logits[:, :, 0], target[:, 0], counts, sums, layout)
-    for split in (1, SPLIT):
+    block = row_shape(layout.num_classes, logits.element_size())[1]
+    for split in (1, SPLIT) if is_split(layout.num_classes, block) else (1,):
         _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False, split)
 
 
@@ -71,20 +73,21 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
     num_rows, num_classes = logits.shape
     item_stride, class_stride = logits.stride()
     device = logits.device
-    key = (layout.fingerprint, logits.dtype, device, class_stride == 1)
+    step = item_stride if num_rows > 1 else num_classes
+    key = (layout.fingerprint, logits.dtype, device, class_stride == 1, step % 16)
     recipe = _RECIPES.get(key)
     if recipe is None:
         recipe = _RECIPES[key] = _recipe(logits, layout)
-    programs = row_programs(device, recipe.constants["num_warps"], key) if recipe.block else 0
-    few = recipe.block and row_split(num_rows, num_classes, recipe.block, programs) > 1
+    few = recipe.block and row_split(num_rows, num_classes, recipe.block, device) > 1
     if num_rows == 0 or few or (device.type == "cuda" and device.index != torch.cuda.current_device()):
         statistics(logits.unsqueeze(2), target.unsqueeze(1), counts, sums, layout)
         return
     # Strides of a single row may be anything, and the kernels are specialised by them.
-    item_stride = item_stride if num_rows > 1 else num_classes
+    item_stride = step
     tensors = (logits, target, counts, sums, recipe.edges, sums, logits, logits, logits)
     tail = (target.stride(0) if num_rows > 1 else 1, 0, recipe.ignore_index, 0.0, 0.0)
     if recipe.block:
+        programs = row_programs(device, recipe.constants["num_warps"], key)
         compiled = recipe.kernel[(min(num_rows, programs),)](
             *tensors, logits, logits, num_rows, 1, item_stride, 0, *tail, **recipe.constants
         )
@@ -102,7 +105,8 @@ def _recipe(logits: Tensor, layout: Layout) -> Recipe:
     by_row = num_classes > FEW_CLASSES and logits.stride(1) == 1
     if by_row:
         block = row_shape(num_classes, logits.element_size())[1]
-        whole = _row_constants(num_classes, logits.element_size(), 1)
+        stride = logits.stride(0) if len(logits) > 1 else num_classes
+        whole = _row_constants(num_classes, logits.element_size(), 1, stride)
         kernel = row_kernel
     else:
         block = 0
@@ -113,10 +117,11 @@ def _recipe(logits: Tensor, layout: Layout) -> Recipe:
     return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, block)
 
 
-def _row_constants(num_classes: int, element_size: int, split: int) -> dict[str, Any]:
+def _row_constants(num_classes: int, element_size: int, split: int, *strides: int) -> dict[str, Any]:
     num_warps, block, vector = row_shape(num_classes, element_size)
     chunk = triton.cdiv(triton.cdiv(num_classes, block), split) * block
     return {"BLOCK": block, "CHUNK": chunk, "SPLIT": split, "LANES": 32 * num_warps, "VEC": vector,
+            "ALIGNED": aligned(*strides, element_size=element_size),
             "num_warps": num_warps}  # fmt: skip
 
 
@@ -177,18 +182,20 @@ def loss_gradient(
     numbers = (ignore_index, float(label_smoothing), float(label_smoothing) / num_classes)
     shared = dict(
         C=num_classes, HAS_IGNORE=True, WEIGHTED=weight is not None, SMOOTH=label_smoothing > 0,
-        SHARED_SCALE=row_scale.ndim == 0, FUSED=not INTERPRETED, **_options(),
+        SHARED_SCALE=row_scale.ndim == 0, **_options(),
     )  # fmt: skip
     with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
-        if num_classes > FEW_CLASSES and class_stride == 1 and gradient.stride() == logits.stride():
+        item_step, class_step, row_step = gradient.stride()
+        if num_classes > FEW_CLASSES and class_stride == 1 and class_step == 1:
             block = min(GRADIENT_BLOCK, triton.next_power_of_2(num_classes))
             parts = -(-num_classes // block)
             row_gradient[(num_rows * parts,)](
-                *tensors, num_rows, rows_per_item, item_stride, row_stride, *target.stride(), *numbers,
+                *tensors, num_rows, rows_per_item, item_stride, row_stride, *target.stride(), item_step,
+                row_step, *numbers,
                 BLOCK=block, PARTS=parts, num_warps=4, **shared,
+                ALIGNED=aligned(item_stride, row_stride, item_step, row_step, element_size=logits.element_size()),
             )  # fmt: skip
         else:
-            item_step, class_step, row_step = gradient.stride()
             rows = 128
             lane_gradient[(-(-num_rows // rows),)](
                 *tensors, num_rows, rows_per_item, item_stride, row_stride, class_stride, *target.stride(),
@@ -222,9 +229,12 @@ def _launch(
     if layout is not None:
         ignore_index = layout.ignore_index
     device = logits.device
-    losses = torch.empty(3, num_rows, dtype=torch.float32, device=device) if with_loss else None
+    # Of their own memory: a caller may not change a view in place, and its alignment would depend on the number of
+    # rows, so that kernels were compiled anew for odd ones.
+    row_loss = torch.empty(num_rows, dtype=torch.float32, device=device) if with_loss else None
+    row_lse = torch.empty(2, num_rows, dtype=torch.float32, device=device) if with_loss else None
     if num_rows == 0:
-        return None if losses is None else (losses[2], losses[:2])
+        return row_loss, row_lse
     plan = plan_of(layout if with_stats else NO_LAYOUT)
     by_item = with_stats and rows_per_item > 1
     item_size = 3 + 2 * len(plan.grid)
@@ -237,7 +247,7 @@ def _launch(
         logits, target,
         *((unused if tensor is None else tensor) for tensor in kept),
         unused if weights is None else weights,
-        *((unused, unused) if losses is None else (losses[0], losses[2])),
+        *((unused, unused) if row_loss is None else (row_lse, row_loss)),
     )  # fmt: skip
     # A dimension of one has any stride; the kernels are specialised by it, and must not be made anew for one row.
     strides = (logits.stride(0) if items > 1 else columns * rows_per_item, row_stride)
@@ -254,11 +264,11 @@ def _launch(
                          shared, columns == 1)  # fmt: skip
         if by_item:
             item_kernel[(1,)](
-                workspace, counts, sums, items, ITEMS=min(1024, triton.next_power_of_2(items)), ITEM_SIZE=item_size,
+                workspace, counts, sums, items, ITEMS=ITEMS_AT_ONCE, ITEM_SIZE=item_size,
                 T=len(plan.grid), COUNT_HALF=plan.count_half, SUM_GRID=plan.sum_grid, num_warps=4,
                 **_options(),
             )  # fmt: skip
-    return None if losses is None else (losses[2], losses[:2])
+    return row_loss, row_lse
 
 
 def _row_launch(
@@ -270,7 +280,7 @@ def _row_launch(
     num_warps, block, _ = row_shape(num_classes, logits.element_size())
     key = (logits.dtype, *shared.values())
     most = row_programs(logits.device, num_warps, key)
-    split = row_split(num_rows, num_classes, block, most) if split is None else split
+    split = row_split(num_rows, num_classes, block, logits.device) if split is None else split
     numbers_a_part = 5 + 2 * len(shared["BETAS"])
     if split > 1:
         parts = torch.zeros(num_rows * split * numbers_a_part, dtype=torch.float32, device=logits.device)
@@ -279,7 +289,7 @@ def _row_launch(
         parts = tickets = logits
     compiled = row_kernel[(min(num_rows * split, most),)](
         *tensors, parts, tickets, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        **_row_constants(num_classes, logits.element_size(), split), **shared, **_options(),
+        **_row_constants(num_classes, logits.element_size(), split, *strides), **shared, **_options(),
     )  # fmt: skip
     if split == 1:
         remember(logits.device, key, compiled, num_warps)
@@ -321,7 +331,6 @@ def constants(
         "WEIGHTED": weighted,
         "SMOOTH": with_loss and smooth,
         "ITEM_SIZE": 3 + 2 * len(plan.grid),
-        "FUSED": not INTERPRETED,
         "GRID": plan.grid,
         "BETAS": betas,
         "SOURCE": source,

@@ -56,9 +56,22 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def row_split(num_rows: int, num_classes: int, block: int, programs: int) -> int:
-    """Parts of a row: 1, or `SPLIT` where rows are so few that most of the device would stand idle.
+def row_split(num_rows: int, num_classes: int, block: int, device: torch.device) -> int:
+    """Parts of a row: 1, or `SPLIT` where there are fewer rows than multiprocessors, most of which would stand idle.
 
-    Two values only, both of which `precompile` knows: a last small batch must not wait for a compiler.
+    Two values only, both of which are compiled ahead: a last small batch must not wait for a compiler. Decided by the
+    shape alone, so that a loss is cut into the same parts with and without statistics.
     """
-    return SPLIT if 4 * num_rows <= programs and num_classes >= 8 * block else 1
+    few = num_rows <= (_multiprocessors(device) if device.type == "cuda" else 1)
+    return SPLIT if few and is_split(num_classes, block) else 1
+
+
+def is_split(num_classes: int, block: int) -> bool:
+    """Whether rows of so many classes are ever split."""
+    return num_classes >= 8 * block
+
+
+def aligned(*strides: int, element_size: int) -> int:
+    """Numbers of a 16-byte load if every stride is a multiple of them, else 1."""
+    vector = 16 // element_size
+    return 1 if any(stride % vector for stride in strides) else vector

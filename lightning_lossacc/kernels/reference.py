@@ -193,11 +193,12 @@ def add_values(values: RowValues, logits: Tensor, target: Tensor, counts: Tensor
 
     if layout.temperatures:
         second = (_item_halves(logits, valid).repeat_interleave(rows_per_item) == 1) & valid  # (N,)
-        halves = torch.stack((valid & ~second, second)).double()  # (2, N)
-        into["half_rows"] += halves.sum(1).long()
+        into["half_rows"] += torch.stack((valid & ~second, second)).sum(1)
         grid = torch.stack((values.temperature_nll, values.temperature_slope))  # (2, T, N)
         grid = torch.where(valid, grid, 0).double()
-        sums[_span(layout.sum_slices, "temperature_nll", "temperature_slope")] += (halves @ grid.mT).reshape(-1)
+        # Not by a product with 0 and 1, in which one infinite row would spoil the other half.
+        by_half = torch.stack((torch.where(second, 0, grid).sum(2), torch.where(second, grid, 0).sum(2)), dim=1)
+        sums[_span(layout.sum_slices, "temperature_nll", "temperature_slope")] += by_half.reshape(-1)
 
 
 def item_values(logits: Tensor, target: Tensor, layout: Layout) -> Tensor:
@@ -265,7 +266,9 @@ def reduce_classes(
     steepest = max([2.0, *(1 / temperature for temperature in layout.temperatures)])
     shift.copy_(other).masked_fill_(other * steepest < LARGEST_EXPONENT, 0)
     if logits.device.type != "cpu" or bool(shift.any()):
-        difference.sub_(shift.unsqueeze(class_dim))
+        # From the maximum itself: a hopeless target's distance would round the others' away.
+        base = torch.where(shift == 0, own, logits.amax(class_dim))
+        torch.sub(logits, base.unsqueeze(class_dim), out=difference)
     difference.scatter_(class_dim, index, LOWEST_DIFFERENCE)
 
     torch.exp(difference, out=power)

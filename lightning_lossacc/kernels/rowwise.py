@@ -30,12 +30,13 @@ from lightning_lossacc.kernels.tally import (
 )
 
 NEVER = tl.constexpr(2**31 - 1)
+LEAST = tl.constexpr(-3.4028234663852886e38)  # the least float32
 
 
 @triton.jit
 def take_block(
     block, highest, top, at, beats, totals, firsts, place, threshold,
-    BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr, RANK: tl.constexpr, FUSED: tl.constexpr,
+    BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr, RANK: tl.constexpr,
     STATS: tl.constexpr,
 ):  # fmt: skip
     """Adds a block (A, LANES, VEC) without the target to the running values of the lanes.
@@ -49,8 +50,9 @@ def take_block(
         beats += lane_reduce_sum((block > threshold).to(tl.int32))
     highest = tl.maximum(highest, largest)
     new_top = tl.maximum(top, highest)
-    shift = log2_difference(top, new_top, FUSED)
-    difference = log2_difference(block, new_top[None, :, None], FUSED)
+    # Clamped, for a lane that has seen nothing yet multiplies it by 0.
+    shift = tl.maximum(log2_difference(top, new_top), LOWEST)
+    difference = log2_difference(block, new_top[None, :, None])
     powers = exponentials(difference, BETAS, SOURCE)
     rescale = exponentials(shift, BETAS, SOURCE)
     if STATS:
@@ -67,11 +69,12 @@ def take_block(
 
 
 @triton.jit
-def combine(highest, top, beats, totals, firsts, BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr,
-            FUSED: tl.constexpr):  # fmt: skip
+def combine(
+    highest, top, beats, totals, firsts, BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr
+):  # fmt: skip
     """Lanes (or parts of a row) to one: largest other logit, maximum, rank, sums."""
     whole = tl.max(top, 0)
-    shift = log2_difference(top, whole, FUSED)
+    shift = tl.maximum(log2_difference(top, whole), LOWEST)
     rescale = exponentials(shift, BETAS, SOURCE)
     new_totals, new_firsts = (), ()
     for k in tl.static_range(len(BETAS)):
@@ -86,7 +89,7 @@ def combine(highest, top, beats, totals, firsts, BETAS: tl.constexpr, SOURCE: tl
 @triton.jit
 def exchange(
     parts, tickets, row, part, other, maximum, rank, totals, firsts, winner, spread,
-    BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr, FUSED: tl.constexpr, SPLIT: tl.constexpr,
+    BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Leaves a part's sums in memory; the program that comes last gets those of the whole row, in the parts' order."""
     K: tl.constexpr = 5 + 2 * len(BETAS)
@@ -117,7 +120,14 @@ def exchange(
         all_firsts = all_firsts + (tl.load(begin + 6 + 2 * k, mask=there, other=0.0, cache_modifier=".cg"),)
     tops = tl.where(there, tops, tl.max(tops, 0))
     other, maximum, rank, totals, firsts = combine(
-        others, tops, ranks, all_totals, all_firsts, BETAS, SOURCE, FIRSTS, FUSED
+        others,
+        tops,
+        ranks,
+        all_totals,
+        all_firsts,
+        BETAS,
+        SOURCE,
+        FIRSTS,
     )
     winner = tl.min(tl.where(others == other, winners, NEVER), 0)
     return other, maximum, rank, totals, firsts, winner, tl.sum(spreads, 0), arrived == SPLIT - 1
@@ -129,13 +139,13 @@ def row_kernel(
     num_rows, rows_per_item, item_stride, row_stride, target_item_stride, target_row_stride, ignore_index,
     smoothing, smoothing_weight,
     C: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
-    VEC: tl.constexpr, HAS_IGNORE: tl.constexpr, STATS: tl.constexpr, LOSS: tl.constexpr, WEIGHTED: tl.constexpr,
-    SMOOTH: tl.constexpr, GRID: tl.constexpr, BETAS: tl.constexpr, SOURCE: tl.constexpr, FIRSTS: tl.constexpr,
+    VEC: tl.constexpr, ALIGNED: tl.constexpr, HAS_IGNORE: tl.constexpr, STATS: tl.constexpr, LOSS: tl.constexpr,
+    WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, GRID: tl.constexpr, BETAS: tl.constexpr, SOURCE: tl.constexpr,
+    FIRSTS: tl.constexpr,
     ONE: tl.constexpr, TWO: tl.constexpr,
     TOP_K: tl.constexpr, NUM_BINS: tl.constexpr, CELLS: tl.constexpr, PER_CLASS: tl.constexpr, BY_ITEM: tl.constexpr,
     ITEM_SIZE: tl.constexpr, COUNT_HALF: tl.constexpr, COUNT_CELLS: tl.constexpr, COUNT_MARGIN: tl.constexpr,
     COUNT_CLASS: tl.constexpr, SUM_CELLS: tl.constexpr, SUM_CLASS: tl.constexpr, SUM_GRID: tl.constexpr,
-    FUSED: tl.constexpr,
 ):  # fmt: skip
     """Adds the rows of a batch to `counts` and `sums`; with `LOSS` stores each row's loss and log-sum-exp.
 
@@ -183,12 +193,14 @@ def row_kernel(
         # A row that is left out is counted by the program of its first part.
         last_part = part == 0
         if considered:
-            start = logits + item * item_stride + within * row_stride
+            # Of strides the compiler only knows whether 16 divides them; 1000 classes are whole 16-byte loads as well.
+            start = logits + tl.multiple_of(item * item_stride + within * row_stride, ALIGNED)
             truth = label.to(tl.int32)
             own = tl.load(start + truth).to(tl.float32)
             lower = next_below(own)
             highest = tl.full([LANES], float("-inf"), tl.float32)
-            top = tl.full([LANES], 0.0, tl.float32) + own
+            # A lane may see nothing but -inf, and -inf minus -inf is not a number.
+            top = tl.full([LANES], 0.0, tl.float32) + tl.where(own == float("-inf"), LEAST, own)
             at = tl.full([LANES], NEVER, tl.int32)
             beats = tl.zeros([LANES], tl.int32)
             smooth = tl.zeros([LANES], tl.float32)
@@ -219,24 +231,31 @@ def row_kernel(
                     threshold = tl.where(truth < begin, own, lower)
                 highest, top, at, beats, totals, firsts = take_block(
                     tl.reshape(flat, [A, LANES, VEC]), highest, top, at, beats, totals, firsts, begin, threshold,
-                    BETAS, SOURCE, FIRSTS, RANK, FUSED, STATS,
+                    BETAS, SOURCE, FIRSTS, RANK, STATS,
                 )  # fmt: skip
             other, maximum, rank, totals, firsts = combine(
-                highest, top, beats, totals, firsts, BETAS, SOURCE, FIRSTS, FUSED
+                highest,
+                top,
+                beats,
+                totals,
+                firsts,
+                BETAS,
+                SOURCE,
+                FIRSTS,
             )
             winner = tl.min(tl.where(highest == other, at, NEVER), 0)
             spread = tl.sum(smooth, 0)
             if SPLIT > 1:
                 other, maximum, rank, totals, firsts, winner, spread, last_part = exchange(
                     parts, tickets, row, part, other, maximum, rank, totals, firsts, winner, spread,
-                    BETAS, SOURCE, FIRSTS, FUSED, SPLIT,
+                    BETAS, SOURCE, FIRSTS, SPLIT,
                 )  # fmt: skip
-            own_difference = log2_difference(own, maximum, FUSED)
+            own_difference = log2_difference(own, maximum)
             # The target was left out of the sums of its block.
             own_powers = exponentials(own_difference, BETAS, SOURCE)
             total = totals[ONE] + own_powers[ONE]
             log2_total = tl.log2(total)
-            nll = (log2_total - own_difference) * LN_2
+            nll = log2_total * LN_2 - (own - maximum)
             nonfinite = (total != total) | (tl.abs(own) == float("inf"))
             valid = nonfinite == 0
             if LOSS:
@@ -275,7 +294,8 @@ def row_kernel(
                             top_k = valid
                         else:
                             top_k = correct
-                    first = (firsts[ONE] + own_powers[ONE] * own_difference) * LN_2
+                    hopeless = tl.maximum(own_difference, LOWEST)
+                    first = (firsts[ONE] + own_powers[ONE] * hopeless) * LN_2
                     entropy = log2_total * LN_2 - first / total
                     squares = totals[TWO] + own_powers[TWO]
                     brier = squares / (total * total) - 2.0 * own_powers[ONE] / total + 1.0
@@ -310,7 +330,7 @@ def row_kernel(
                         vector = tl.zeros([GRID_SIZE], tl.float32)
                         for k in tl.static_range(T):
                             whole = totals[GRID[k]] + own_powers[GRID[k]]
-                            moment = firsts[GRID[k]] + own_powers[GRID[k]] * own_difference
+                            moment = firsts[GRID[k]] + own_powers[GRID[k]] * hopeless
                             level = (tl.log2(whole) - BETAS[GRID[k]] * own_difference) * LN_2
                             slope = (moment / whole - own_difference) * LN_2
                             vector = tl.where(grid_place == k, level, vector)
@@ -331,7 +351,8 @@ def row_kernel(
                         tl.atomic_add(slot, 1.0, sem="relaxed")
                         tl.atomic_add(slot + 1, correct.to(tl.float64), sem="relaxed")
                         tl.atomic_add(slot + 2, wide, sem="relaxed")
-                        hashes = (items + (num_rows // rows_per_item) * ITEM_SIZE).to(tl.pointer_type(tl.int64))
+                        end = items + (num_rows // rows_per_item).to(tl.int64) * ITEM_SIZE
+                        hashes = end.to(tl.pointer_type(tl.int64))
                         tl.atomic_add(hashes + item, mixed, sem="relaxed")
         if LOSS:
             # A target that is no class has no loss: NaN is seen, where eager code reads foreign memory or aborts.

@@ -2,7 +2,7 @@
 
 Sums are float64 atomics of values rounded to multiples of 2^-20. Adding such multiples is exact while the total stays
 below 2^33 (8.6e9 nats), so that no order of programs, batches or devices changes a bit; a value is off by at most
-4.8e-7, unbiased. Counts are integers.
+4.8e-7. Squared sums of items of several rows are added by one program, in order. Counts are integers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,9 @@ def exact(value):
 
 
 @triton.jit
-def log2_difference(value, maximum, FUSED: tl.constexpr):
-    """(value - maximum) log2 e; one instruction where multiply-add is fused, whose maximum is rounded alike for all."""
-    if FUSED:
-        return tl.fma(value, LOG2_E, -(maximum * LOG2_E))
-    else:
-        return (value - maximum) * LOG2_E
+def log2_difference(value, maximum):
+    """(value - maximum) log2 e; subtracted first: a maximum times log2 e is rounded by more than 1 from 1e7 on."""
+    return (value - maximum) * LOG2_E
 
 
 @triton.jit
@@ -103,7 +100,8 @@ def margin_cell(margin, edges):
 @triton.jit
 def confidence_cell(confidence, correct, NUM_BINS: tl.constexpr):
     """Bin of equal width on [0, 1], shifted by the number of bins for right rows."""
-    cell = tl.minimum((confidence * NUM_BINS).to(tl.int32), NUM_BINS - 1)
+    # Clamped as a float: what no integer holds may become any integer.
+    cell = tl.minimum(confidence * NUM_BINS, NUM_BINS - 1.0).to(tl.int32)
     return cell + NUM_BINS * correct.to(tl.int32)
 
 

@@ -23,7 +23,15 @@ RUN_FILES: dict[str, Format] = {
     "metrics.csv": "table",
 }
 # Written by us or by others beside a log, never a log of a run.
-NO_LOGS = {"events.jsonl", "wandb-summary.json", "wandb-metadata.json", "config.json", "package.json", "hparams.json"}
+NO_LOGS = {
+    "events.jsonl",
+    "lossacc_events.csv",
+    "wandb-summary.json",
+    "wandb-metadata.json",
+    "config.json",
+    "package.json",
+    "hparams.json",
+}
 SKIPPED_FOLDERS = {".git", "__pycache__", "node_modules", ".venv", "venv", "site-packages", ".ipynb_checkpoints"}
 # Sub-folders of one run, by the part of the data that they are about (Keras' TensorBoard callback, estimators).
 SUB_RUNS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test", "dev"}

@@ -7,9 +7,10 @@ text is escaped by the template; only our own drawings are not, and their texts 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lossacc.curves import plain
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.figures import FIGURES, alt_text, draw
+from lightning_lossacc.figures import FIGURES, alt_text, draw, narrow
 from lightning_lossacc.history import History
 from lightning_lossacc.report.content import Content, Stream, content
 from lightning_lossacc.report.drawings import DARK_VARIABLES, LIGHT_VARIABLES, inline
@@ -30,14 +31,28 @@ FILE_NAME = "report.html"
 PICTURE = "lossacc"
 # Characters of all drawings together: the page stays below 500 kB.
 BUDGET = 300_000
+# A call, with calls among its arguments, or a setting such as `weight_decay=0.05`: what remedies hold without marks.
+_CALL = r"[A-Za-z_][\w.]*\w\((?:[^()\n]|\([^()\n]*\))*\)"
+_CODE = re.compile(rf"((?<![\w.]){_CALL}|(?<![\w.])[a-z]\w*=(?:\"[^\"\n]*\"|[\w.]*\w))")
+# Behind these signs.
+_BREAKS = re.compile(r"(?<=[(,=/])(?=[^\s)])")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure of the page: SVG that is safe as it is, and its caption, which is its alternative text as well."""
+    """A figure of the page.
+
+    Attributes:
+        svg: safe as it is; empty where there is none.
+        narrow: the one picture again, for windows that have no room for it, such as that of a phone; else empty.
+        caption: what it shows, in sentences with its numbers.
+        identity: of the caption, which describes the drawing; unique within the page.
+    """
 
     svg: Any
     caption: str
+    identity: str = ""
+    narrow: Any = ""
 
 
 def render(
@@ -109,12 +124,17 @@ def write(
 
 
 def _within_budget(drawings: Iterable[Drawing | None]) -> list[Drawing | None]:
-    """The first ones that fit; in place of each other one its caption alone."""
+    """The first ones that fit; in place of each other one its caption alone. Narrow ones take what is left."""
     left, kept = BUDGET, []
     for drawing in drawings:
         fits = drawing is None or len(drawing.svg) <= left
         left -= len(drawing.svg) if fits and drawing is not None else 0
         kept.append(drawing if fits else Drawing("", f"{drawing.caption} (Left out, to keep this page small.)"))
+    for place, drawing in enumerate(kept):
+        if drawing is not None and len(drawing.narrow) > left:
+            kept[place] = replace(drawing, narrow="")
+        elif drawing is not None:
+            left -= len(drawing.narrow)
     return kept
 
 
@@ -129,14 +149,18 @@ def _drawing(name: str, history: History, events: Sequence[Event], stream: Strea
             return None
         words = alt_text(name, history, events, **place)
         identity = f"{name}-{stream.stage}-{stream.loader}".replace("/", "-")
-        return Drawing(Markup(inline(figure, identity, words)), words)
+        label, caption = words.partition(". ")[0], f"{identity}-caption"
+        svg = inline(figure, identity, label, caption)
+        # The others would make the page twice as large: on a phone they are moved sideways.
+        small = inline(narrow(figure), f"{identity}-narrow", label, caption) if name == PICTURE else ""
+        return Drawing(Markup(svg), words, caption, Markup(small))
     except Exception as error:
         return Drawing("", f"The figure {name} could not be drawn: {type(error).__name__}: {error}.")
 
 
 def _state(history: History, page: Content, finished: bool) -> str:
-    evaluations, events = sum(record.stage != "train" for record in history), len(page.events) + page.hidden_events
-    text = f"{evaluations} evaluation{'' if evaluations == 1 else 's'}, {events} event{'' if events == 1 else 's'}"
+    evaluations = sum(record.stage != "train" for record in history)
+    text = f"{evaluations} evaluation{'' if evaluations == 1 else 's'}, {page.counts}"
     return f"{text}." if finished else f"The run goes on, or ended without a last word. So far: {text}."
 
 
@@ -156,16 +180,33 @@ def _template() -> Template:
 
 
 def _with_code(text: str) -> Any:
-    """Escaped text, where what stands between two backticks is marked as code."""
+    """Escaped text, where code is marked: calls, settings, and what stands between two backticks."""
     from markupsafe import Markup, escape
 
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
-        return escape(text)
-    marked = (
-        Markup("<code>{}</code>").format(piece) if place % 2 else escape(piece) for place, piece in enumerate(pieces)
-    )
+        pieces = [text]
+    marked = [
+        _code(part) if is_code else escape(part)
+        for place, piece in enumerate(pieces)
+        for is_code, part in ([(True, piece)] if place % 2 else _parts(piece))
+    ]
     return Markup("").join(marked)
+
+
+def _parts(text: str) -> Iterator[tuple[bool, str]]:
+    """Whether it is code, and the text, piece by piece."""
+    for place, piece in enumerate(_CODE.split(text)):
+        if piece:
+            yield place % 2 == 1, piece
+
+
+def _code(text: str) -> Any:
+    """Code that breaks where a reader would break it: a narrow page has no room for a whole call."""
+    from markupsafe import Markup, escape
+
+    pieces = (escape(piece) for piece in _BREAKS.split(text))
+    return Markup("<code>{}</code>").format(Markup("<wbr>").join(pieces))
 
 
 @cache

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lightning_lossacc import attribution
-from lightning_lossacc.curves import Curves, event_words
+from lightning_lossacc.curves import Curves, event_counts, event_words, level_word
 from lightning_lossacc.diagnosis.catalogue import EVENTS, RULES, summary_of
 from lightning_lossacc.diagnosis.event import Cause, Event
 from lightning_lossacc.diagnosis.message import STATUS, place
@@ -100,7 +100,8 @@ class Content:
     Attributes:
         title: name of the run.
         streams: the one that is judged first.
-        events: newest warnings first, then information.
+        events: newest warnings first, then notes.
+        counts: how many of each, those that are left out among them.
         hidden_events: how many are left out.
         notes: what was done to a log to read it, and what it cannot say.
         configuration: name and value of each setting and fact.
@@ -111,6 +112,7 @@ class Content:
     title: str
     streams: tuple[Stream, ...]
     events: tuple[EventBlock, ...]
+    counts: str = ""
     hidden_events: int = 0
     notes: tuple[str, ...] = ()
     configuration: tuple[tuple[str, str], ...] = ()
@@ -149,6 +151,7 @@ def content(
         title=title,
         streams=streams,
         events=shown,
+        counts=event_counts(events),
         hidden_events=len(blocks) - len(shown),
         notes=tuple(notes),
         configuration=tuple(_facts(history)) + tuple((key, str(value)) for key, value in (configuration or {}).items()),
@@ -242,7 +245,7 @@ def _block(identity: str, reports: Sequence[Event]) -> EventBlock:
     return EventBlock(
         identity=identity,
         title=_capital(event_words(event)),
-        level=event.level,
+        level=level_word(event),
         status=newest_report.status,
         where=place(event.stage, event.loader),
         told=tuple(sentence for sentence in told if sentence),
@@ -262,7 +265,7 @@ def _timeline(reports: Sequence[Event]) -> str:
     """When the event was reported: "opened at epoch 36, doubled at epochs 60 and 141"."""
     epochs: dict[str, list[str]] = {}
     for report in reports:
-        epochs.setdefault(STATUS[report.status], []).append(str(report.epoch))
+        epochs.setdefault(STATUS.get(report.status, report.status), []).append(str(report.epoch))
     return ", ".join(
         f"{status} at epoch {found[0]}"
         if len(found) == 1

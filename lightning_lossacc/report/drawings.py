@@ -35,13 +35,14 @@ def variables(theme: Theme) -> str:
 LIGHT_VARIABLES, DARK_VARIABLES = variables(LIGHT), variables(DARK)
 
 
-def inline(figure: Figure, identity: str, alt_text: str) -> str:
+def inline(figure: Figure, identity: str, name: str, caption: str) -> str:
     """A light figure as an SVG element for an HTML page; its texts are escaped.
 
     Args:
         figure: drawn with the light theme.
         identity: unique within the page, of letters, digits and dashes.
-        alt_text: read out in place of the picture.
+        name: read out in place of the picture.
+        caption: id of the element that describes it.
     """
     import matplotlib
 
@@ -54,7 +55,8 @@ def inline(figure: Figure, identity: str, alt_text: str) -> str:
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
-        "aria-label": alt_text,
+        "aria-label": name,
+        "aria-describedby": caption,
         "style": _STYLE,
     }
     return ElementTree.tostring(root, encoding="unicode")

@@ -49,7 +49,11 @@ def rebuild(paths: Sequence[str | Path], output: str | Path | None = None) -> li
         names = ", ".join(run.name for _, runs in read for run in runs)
         raise ValueError(f"Expected one run for one output file, but got {names}; leave the output out.")
     for source, runs in read:
-        results += _reports(source, runs, output)
+        try:
+            results += _reports(source, runs, output)
+        except Exception as error:
+            # One log that holds what nobody foresaw must not cost the reports of the others.
+            results.append(Rebuilt(source.name, None, f"{type(error).__name__}: {error}"))
     return results
 
 

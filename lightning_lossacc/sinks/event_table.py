@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lossacc.curves import event_words
+from lightning_lossacc.curves import event_words, level_word
 from lightning_lossacc.diagnosis.event import Event
 
 COLUMNS = ("epoch", "step", "stage", "loader", "level", "status", "event", "generalises", "message")
@@ -56,7 +56,7 @@ def row(event: Event) -> tuple[Any, ...]:
         event.global_step,
         event.stage,
         event.loader,
-        event.level,
+        level_word(event),
         event.status,
         event_words(event),
         event.generalises,

@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -58,6 +58,15 @@ class FileSink:
 
     def start(self, config: dict[str, Any]) -> None:
         """Nothing: the report holds the configuration."""
+
+    def carry_on(self, records: Iterable[Record], events: Iterable[Event]) -> None:
+        """Writes what a resumed run brought along, unless its directory holds a history already."""
+        if os.path.exists(self.history_path):
+            return
+        self._files[self.history_path].waiting.extend(record.to_json() for record in records)
+        self._files[self.events_path].waiting.extend(event.to_json() for event in events)
+        if self.num_waiting:
+            self._flush()
 
     def record(self, record: Record, key: str, step: int) -> None:
         """Appends a record to `history.jsonl`."""

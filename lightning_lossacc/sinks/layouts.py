@@ -57,7 +57,10 @@ def add_charts(logger: Any, prefixed: Any) -> bool:
 
 
 def charts(prefixed: Any) -> dict[str, list[Any]]:
-    """Charts by title, as `SummaryWriter.add_custom_scalars` takes them; several loaders share a chart."""
+    """Charts by title, as `SummaryWriter.add_custom_scalars` takes them; several loaders share a chart.
+
+    A title has at most 42 letters: a longer one wraps, and its plot becomes smaller than those beside it.
+    """
 
     def pattern(key: str) -> str:
         return f"^{re.escape(prefixed('lossacc/' + key))}(/dataloader_idx_[0-9]+)?$"
@@ -66,8 +69,8 @@ def charts(prefixed: Any) -> dict[str, list[Any]]:
     parts = [pattern(f"val/{key}") for key in ("nll", "refinement_nll", "calibration_nll")]
     margins = [prefixed(f"lossacc/val/margin_{name}") for name in ("p50", "p05", "p95")]
     return {
-        "loss (NLL, nats) and error rate: training and validation": ["Multiline", loss],
-        "validation NLL = refined NLL (after one temperature) + calibration": ["Multiline", parts],
+        "NLL and error rate: training, validation": ["Multiline", loss],
+        "validation NLL = refined NLL + calibration": ["Multiline", parts],
         "validation margin: median, 5 % to 95 %": ["Margin", margins],
     }
 

@@ -22,7 +22,8 @@ NUMBERS = (
 def outcome(history: History, events: Sequence[Event], stage: str = "val", loader: int = 0) -> dict[str, float | str]:
     """The verdict on one stage and loader; empty without a complete evaluation.
 
-    Keys: `verdict` (name of the first warning that has not closed, else of the first, else "no event to warn of"),
+    Keys: `verdict` (cause and name of the first warning that has not closed, else of the first, else "no event to warn
+    of"; the cause comes first, since tables of runs cut off long words),
     `num_warnings` (how many opened), `last_<quantity>` of the last evaluation, and `best_<quantity>` with
     `best_<quantity>_epoch` of the lowest NLL, the highest accuracy and the lowest NLL after one temperature. What is
     not finite is left out.
@@ -42,7 +43,8 @@ def outcome(history: History, events: Sequence[Event], stage: str = "val", loade
         if index is not None:
             numbers[f"best_{key}"] = values[index]
             numbers[f"best_{key}_epoch"] = float(curves.records[index].epoch)
-    words = event_words(told) if told is not None else "no event to warn of"
+    name, _, cause = event_words(told).partition(": ") if told is not None else ("no event to warn of", "", "")
+    words = f"{cause}: {name}" if cause else name
     return {"verdict": words} | {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 

@@ -94,9 +94,9 @@ class ReportSink:
     def _write(self) -> None:
         start = time.monotonic()
         history, events = self._look()
-        self._is_stale = False
         try:
             write(self.path, history, events, title=self._title, configuration=self._config, finished=self._is_over)
+            self._is_stale = False
         finally:
             now = time.monotonic()
-            self._due = now + (max(self._pause, SHARE * (now - start)) if self._pause else 0.0)
+            self._due = now + (max(self._pause, SHARE * (now - start)) if self._pause and not self._is_over else 0.0)

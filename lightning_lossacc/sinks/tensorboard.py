@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from lightning_lossacc.curves import event_words
+from lightning_lossacc.curves import event_words, level_word
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.history import Record
 from lightning_lossacc.sinks.distributions import distributions
@@ -14,6 +15,8 @@ from lightning_lossacc.sinks.hyperparameters import announce, write
 from lightning_lossacc.sinks.images import Image
 from lightning_lossacc.sinks.layouts import add_charts
 
+# TensorBoard does not fold these lines, and its page shows 120 of their letters in a window of 1400 pixels.
+LINE_LETTERS = 100
 QUANTILES = {"margin_p05": 0.05, "margin_p50": 0.5, "margin_p95": 0.95}
 
 
@@ -74,17 +77,18 @@ class TensorBoardSink(GenericSink):
     def event(self, event: Event, step: int) -> None:
         """Adds the count as a scalar and the message to the text tag `lossacc/events`."""
         super().event(event, step)
-        headline = f"**{event.level} · {event.stage} · epoch {event.epoch} · {event.status}**"
+        headline = f"**{level_word(event)} · {event.stage} · epoch {event.epoch} · {event.status}**"
         self._text("lossacc/events", f"{headline} {event_words(event)}\n\n{_verbatim(event.message)}", step)
 
     def figure(self, image: Image, step: int) -> None:
-        """Adds the figure to the image tag of its name."""
+        """Adds the figure to the image tag of its name, in the form that is legible on a card of the page."""
         # `add_figure` would import pyplot, which chooses a backend for the whole process, and draw once more.
-        self.logger.experiment.add_image(self.prefixed(image.name), image.pixels, step, dataformats="HWC")
+        self.logger.experiment.add_image(self.prefixed(image.name), image.narrow_pixels, step, dataformats="HWC")
 
     def summary(self, text: str, step: int) -> None:
         """Adds the text, and the table of events, to the tag `lossacc/summary`."""
-        self._text("lossacc/summary", f"{_verbatim(text)}\n\n{self.table.markdown()}", step)
+        table = f"Each report of each event:\n\n{self.table.markdown()}" if self.table.rows else ""
+        self._text("lossacc/summary", f"{_verbatim(text)}\n\n{table}", step)
 
     def outcome(self, outcome: dict[str, float | str], step: int) -> None:
         """Adds the outcome to the metrics of the run's hyperparameters."""
@@ -103,4 +107,9 @@ class TensorBoardSink(GenericSink):
 
 def _verbatim(text: str) -> str:
     # Markdown shows indented lines as they are; a fence could be closed by what they hold.
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    folded = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, LINE_LETTERS, subsequent_indent="  ", break_on_hyphens=False) or [""]
+    ]
+    return "\n".join(f"    {line}" for line in folded)

@@ -55,7 +55,7 @@ def test_page_stands_alone(run: Run, opened: Browser, tmp_path: Path, made: str)
     assert path.stat().st_size < MAX_BYTES
     with driver.visit(opened, path.as_uri()) as visit:
         text = visit.page.inner_text("body")
-        figures = visit.page.locator("svg")
+        figures = visit.page.locator(".wide svg")
         assert figures.count() == 6 and all(figure.is_visible() for figure in figures.all())
         assert visit.page.locator("script, link, iframe, object").count() == 0
         assert visit.requests == [] and visit.problems == []
@@ -94,11 +94,15 @@ def test_words_stand_out(report: str, opened: Browser, shots: Path, look: str) -
 
 
 def test_pictures_say_their_numbers(run: Run, report: str, opened: Browser) -> None:
-    """Whoever cannot see a picture hears its numbers; the first one says NLL and accuracy, and no two say the same."""
+    """Whoever cannot see a picture hears what it is, and its caption with its numbers once, not as its name as well;
+    the first one says NLL and accuracy, and no two say the same."""
     with driver.visit(opened, report) as visit:
-        pictures = visit.page.locator("img, [role=img]")
-        told = [picture.get_attribute("aria-label") or picture.get_attribute("alt") or "" for picture in pictures.all()]
+        pictures = visit.page.locator("img, .wide [role=img]").all()
+        names = [picture.get_attribute("aria-label") or "" for picture in pictures]
+        captions = [f"#{picture.get_attribute('aria-describedby')}" for picture in pictures]
+        told = [visit.page.locator(caption).inner_text() for caption in captions]
         unnamed = visit.page.locator("svg:not([role=img])").count()
+    assert all(0 < len(name) < 120 and name in words != name for name, words in zip(names, told, strict=True))
     assert len(told) >= 5 and unnamed == 0
     assert all(len(re.findall(r"\d+\.\d+", words)) >= 3 for words in told) and len(set(told)) == len(told)
     assert f"{run.last.values['nll']:.4f}" in told[0] and f"{100 * run.last.values['accuracy']:.1f} %" in told[0]
@@ -159,6 +163,12 @@ def test_no_window_needs_to_be_scrolled_sideways(report: str, opened: Browser, s
         unfold(visit.page)
         if width == min(WIDTHS):
             visit.page.screenshot(path=shots / "report_phone.png", full_page=True)
+        # One of the two pictures, and its letters are legible in a window of this width; so are those of the others.
+        assert visit.page.locator(".narrow svg").is_visible() == (width == min(WIDTHS))
+        shown = [figure for figure in visit.page.locator("svg").all() if figure.is_visible()]
+        assert len(shown) == 6
+        letters = "f => f.querySelector('text').getBoundingClientRect().height"
+        assert min(figure.evaluate(letters) for figure in shown) >= 8
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
 
 

@@ -353,3 +353,23 @@ def test_item_values_are_the_items_of_the_sums() -> None:
     torch.testing.assert_close((items[:, 1] ** 2).sum()[None], found["items_nll_squared"])
     grid = torch.cat((found["temperature_nll"].view(2, -1).sum(0), found["temperature_slope"].view(2, -1).sum(0)))
     torch.testing.assert_close(items[:, 5:].sum(0), grid, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("own", [-1e6, -1e9])
+def test_a_hopeless_target_takes_no_digits_from_the_others(own: float) -> None:
+    """Confidence and entropy are those of the other logits, whatever the distance of the target."""
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, own]])
+    found = totals(logits, torch.tensor([4]), Layout(5))
+    chances = torch.softmax(logits.double(), 1)
+    assert float(found["confidence"]) == pytest.approx(float(chances.max()), rel=1e-5)
+    assert float(found["entropy"]) == pytest.approx(float(torch.special.entr(chances).sum()), rel=1e-5)
+    assert float(found["nll"]) == pytest.approx(-own, rel=1e-5)
+
+
+def test_an_infinite_row_stays_in_its_half() -> None:
+    """A target at the least float32 has an infinite NLL at T = 1/4; the sums of the other half stay finite."""
+    logits = torch.randn(40, 5)
+    logits[0, 2] = torch.finfo(torch.float32).min
+    found = totals(logits, torch.full((40,), 2), Layout(5))["temperature_nll"].view(2, -1)
+    assert not found.isnan().any()
+    assert found.isfinite().all(1).tolist().count(True) == 1

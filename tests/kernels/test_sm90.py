@@ -30,11 +30,11 @@ def sm90() -> ModuleType:
 # Instructions per logit as compiled with triton 3.7.1, and a tenth more. One read leaves 31 of them for float32 and
 # 15.6 for bfloat16 on an H200.
 BUDGETS = [
-    (8192, "fp32", (), 12.8),
-    (8192, "bf16", (), 14.1),
-    (8192, "fp32", OCTAVES, 30.8),
-    (128256, "bf16", (), 14.9),
-    (8192, "fp32", EVALUATION_TEMPERATURES, 50.1),
+    (8192, "fp32", (), 14.0),
+    (8192, "bf16", (), 15.2),
+    (8192, "fp32", OCTAVES, 31.9),
+    (128256, "bf16", (), 16.0),
+    (8192, "fp32", EVALUATION_TEMPERATURES, 51.2),
 ]
 
 
@@ -49,7 +49,7 @@ def test_row_kernel(
     assert found.registers <= 255
 
 
-@pytest.mark.parametrize(("dtype", "budget"), [("fp32", 5.5), ("bf16", 7.0)])
+@pytest.mark.parametrize(("dtype", "budget"), [("fp32", 6.5), ("bf16", 8.0)])
 def test_loss_alone(dtype: str, budget: float, sm90: ModuleType) -> None:
     """Without statistics the loop has one exponential, one maximum and one sum a logit."""
     found = sm90.row_statistics(8192, dtype, None, with_loss=True)
@@ -57,12 +57,18 @@ def test_loss_alone(dtype: str, budget: float, sm90: ModuleType) -> None:
     assert 0.5 * budget <= found.slots <= budget
 
 
-@pytest.mark.parametrize(("temperatures", "budget"), [((), 58.0), (OCTAVES, 90.0)])
+@pytest.mark.parametrize(("temperatures", "budget"), [((), 59.3), (OCTAVES, 92.6)])
 def test_lane_kernel(temperatures: tuple[float, ...], budget: float, sm90: ModuleType) -> None:
     """Channels-first images of 21 classes, with all that a row costs beside its classes."""
     found = sm90.lane_statistics(21, "fp32", Layout(21, temperatures=temperatures))
     assert found.stack == 0
     assert found.slots <= budget
+
+
+def test_rows_of_1000_classes_load_sixteen_bytes_as_well(sm90: ModuleType) -> None:
+    """The stride is no multiple of 16 numbers, but whole loads fit; the kernel is told so."""
+    found = sm90.row_statistics(1000, "bf16", Layout(1000, temperatures=()))
+    assert sum("LDG.E.128" in line for line in found.text) >= 4
 
 
 def test_loops_load_sixteen_bytes_and_do_not_shuffle(sm90: ModuleType) -> None:

@@ -62,11 +62,21 @@ def test_table_of_blocks(num_classes: int, size: int) -> None:
     assert vector * size == 16
 
 
-@pytest.mark.parametrize(("num_rows", "parts"), [(1, 16), (64, 16), (132, 16), (133, 1), (8192, 1)])
-def test_few_rows_are_split(num_rows: int, parts: int) -> None:
+@pytest.mark.parametrize(("num_rows", "parts"), [(1, 16), (132, 16), (133, 1), (8192, 1)])
+def test_few_rows_are_split(num_rows: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where rows would leave most of the device idle, and only for classes that are worth it."""
-    assert launch.row_split(num_rows, 262144, 4096, 528) == parts
-    assert launch.row_split(num_rows, 1000, 1024, 528) == 1
+    monkeypatch.setattr(occupancy, "_multiprocessors", lambda device: 132)
+    cuda = torch.device("cuda", 0)
+    assert occupancy.row_split(num_rows, 262144, 4096, cuda) == parts
+    assert occupancy.row_split(num_rows, 1000, 1024, cuda) == 1
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "numbers"), [(1000, 4, 4), (1000, 2, 8), (50257, 2, 1), (0, 2, 8), (12, 2, 1)]
+)
+def test_rows_that_start_at_whole_loads(stride: int, size: int, numbers: int) -> None:
+    """Rows of 1000 classes are read 16 bytes at a time, odd ones number by number."""
+    assert occupancy.aligned(stride, 0, element_size=size) == numbers
 
 
 @pytest.mark.parametrize(("registers", "num_warps", "programs"), [(168, 1, 12), (255, 1, 8), (64, 4, 8), (0, 1, 12)])

@@ -15,7 +15,7 @@ from tests.kernels_triton.compared import vectors
 pytestmark = pytest.mark.skipif(
     launch.INTERPRETED or not torch.cuda.is_available(), reason="needs a CUDA device, not the interpreter"
 )
-CASES = [(64, 10), (512, 1000), (64, 50257), (4, 262144)]
+CASES = [(64, 10), (512, 1000), (200, 50257), (4, 262144)]
 
 
 @pytest.mark.parametrize(("num_rows", "num_classes"), CASES)
@@ -47,7 +47,7 @@ def test_graph_is_captured_and_replayed_with_exact_counts(num_rows: int, num_cla
     target = torch.randint(0, num_classes, (num_rows,), device="cuda")
     counts, sums = layout.zeros("cuda")
     kernels.row_statistics(logits, target, counts, sums, layout)
-    once = counts.clone()
+    once, once_sums = counts.clone(), sums.clone()
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
@@ -61,6 +61,7 @@ def test_graph_is_captured_and_replayed_with_exact_counts(num_rows: int, num_cla
         graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(counts, 1000 * once)
+    assert torch.equal(sums, 1000 * once_sums)
 
 
 def test_memory_does_not_grow() -> None:

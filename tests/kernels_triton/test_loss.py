@@ -100,3 +100,28 @@ def test_hopeless_target_keeps_a_finite_loss(device: str) -> None:
         logits.to(device), target.to(device), None, -100, 0.0, lse, torch.ones(2, device=device), backend="triton"
     )
     torch.testing.assert_close(slope[0, [3, 5], 0].cpu(), torch.tensor([1.0, -1.0]))
+
+
+def test_more_temperatures_than_a_kernel_keeps(device: str) -> None:
+    """Counted by PyTorch in the forward pass, so that the backward pass takes PyTorch's numbers too."""
+    layout = Layout(40, temperatures=tuple(0.5 + 0.25 * place for place in range(20)))
+    logits, target = torch.randn(5, 40, 1).to(device), torch.randint(0, 40, (5, 1)).to(device)
+    counts, sums = layout.zeros(device)
+    losses, lse = kernels.loss_forward(logits, target, None, -100, 0.0, counts, sums, layout)
+    ones = torch.ones(5, device=device)
+    slope = kernels.loss_backward(logits, target, None, -100, 0.0, lse, ones)
+    wanted, gradient = gold(logits.cpu(), target.cpu(), None, 0.0, torch.ones(5, 1))
+    torch.testing.assert_close(losses.double().cpu(), wanted, rtol=2e-6, atol=4e-6)
+    torch.testing.assert_close(slope.double().cpu(), gradient, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_classes", [6, 40])
+def test_an_impossible_target_has_an_infinite_loss(num_classes: int, device: str) -> None:
+    """-inf at the target: the loss is inf as eager's, and the gradients of all rows are finite."""
+    logits, target = torch.randn(3, num_classes, 1), torch.zeros(3, 1, dtype=torch.long)
+    logits[1, 0] = -math.inf
+    arguments = (logits.to(device), target.to(device), None, -100, 0.0)
+    losses, lse = kernels.loss_forward(*arguments, backend="triton")
+    slope = kernels.loss_backward(*arguments, lse, torch.ones(3, device=device), backend="triton")
+    assert losses.isinf().tolist() == [False, True, False]
+    assert bool(slope.isfinite().all())

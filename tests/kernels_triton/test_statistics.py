@@ -169,6 +169,7 @@ def test_any_number_of_programs_gives_the_same_bits(
     logits, target, layout = logits.float().to(device), target.to(device), Layout(40)
     whole = vectors(logits, target, layout)
     monkeypatch.setattr(launch, "row_programs", lambda device, warps, kernel: programs)
+    monkeypatch.setattr(launch, "row_split", lambda rows, classes, block, device: 1)
     assert_bitwise(vectors(logits, target, layout), whole)
 
 
@@ -177,7 +178,7 @@ def test_rows_split_over_programs(place: int, device: str, monkeypatch: pytest.M
     """Few rows of many classes are cut into parts; ties over parts and targets in any of them are found."""
     monkeypatch.setattr(launch, "row_programs", lambda device, warps, kernel: 40)
     monkeypatch.setattr(launch, "row_shape", lambda classes, size: (1, 32 * (16 // size), 16 // size))
-    assert launch.row_split(3, 5000, 128, 40) == launch.SPLIT
+    monkeypatch.setattr(launch, "row_split", lambda rows, classes, block, device: launch.SPLIT)
     logits = 3 * torch.randn(3, 5000)
     target = torch.tensor([place, place, (place + 700) % 5000])
     logits[0, place] = logits[0, (place + 1900) % 5000] = 30.0
@@ -228,3 +229,24 @@ def test_ignored_rows_have_no_effect_even_with_nan(device: str) -> None:
     assert int(layout.parts(counts, sums)["ignored"]) == 4
     counts[layout.count_slices["ignored"]] = 0
     assert_bitwise((counts, sums), wanted)
+
+
+@pytest.mark.parametrize("offset", [1000.0, 12345.0, 1e6])
+def test_a_growing_maximum_far_from_zero_costs_no_digits(offset: float, device: str) -> None:
+    """Ascending logits raise the maximum in every block; the sums are rescaled by what they refer to."""
+    logits = (offset + torch.linspace(0, 8, 700)).repeat(4, 1)
+    target = torch.tensor([0, 250, 500, 699])
+    exact = torch.nn.functional.cross_entropy(logits.double(), target, reduction="sum")
+    layout = Layout(700, temperatures=())
+    found = layout.parts(*vectors(logits.to(device), target.to(device), layout))["nll"]
+    assert float(found) == pytest.approx(float(exact), abs=4 * 4e-6)
+
+
+@pytest.mark.parametrize("value", [-1e10, -1e30, torch.finfo(torch.float32).min])
+def test_rows_that_are_masked_by_a_large_number(value: float, device: str) -> None:
+    """Equal logits are a uniform guess whatever they are: ln C, and nothing that is not finite in any sum."""
+    layout = Layout(40)
+    logits, target = torch.full((3, 40), value), torch.tensor([0, 5, 39])
+    parts = layout.parts(*vectors(logits.to(device), target.to(device), layout))
+    assert float(parts["nll"]) == pytest.approx(3 * math.log(40), abs=1e-5)
+    assert all(bool(part.isfinite().all()) for part in parts.values())
