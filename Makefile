@@ -20,8 +20,8 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels_triton
+	$(BIN)/python -m pytest -n auto --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/kernels_triton
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow

@@ -844,7 +844,7 @@ def test_the_closing_names_the_best_checkpoints(tmp_path: Path, capsys: pytest.C
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {name:<12}") and "nats" not in line]
         assert line.split()[len(name.split())] == str(column.index(best(column)))
     count = len({event.id for event in watch.events if event.level == "warning"})
-    assert (f"{count} event" if count else "no event") in out
+    assert (f"{count} warning" if count else "no warning") in out
     assert (tmp_path / "lossacc" / "summary.txt").read_text() in out
 
 

@@ -439,7 +439,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_pictures")
 def test_files_of_a_resumed_run(tmp_path: Path) -> None:
-    """In its own folder it goes on, with all that its records held; elsewhere it starts a folder."""
+    """In its own folder it goes on, with all that its records held; elsewhere a folder begins with what it brought."""
     first = run(tmp_path, Keep(tmp_path), watch=monitor(dirpath=None, watch=False), max_epochs=4).watch
     run(tmp_path, watch=monitor(dirpath=None, watch=False), max_epochs=1)
     resumed = run(
@@ -458,7 +458,11 @@ def test_files_of_a_resumed_run(tmp_path: Path) -> None:
     moved = run(
         elsewhere, point=tmp_path / "epoch-12.ckpt", watch=monitor(dirpath=None, watch=False), max_epochs=3
     ).watch
-    assert len(History.read(elsewhere / "lossacc" / "history.jsonl")) == 2 and len(moved.history) == 6
+    found = History.read(elsewhere / "lossacc" / "history.jsonl")
+    assert [(record.stage, record.epoch, record.values) for record in found] == [
+        (record.stage, record.epoch, record.values) for record in moved.history
+    ]
+    assert len(found) == 6, "two epochs that the checkpoint held, and the one that followed"
 
 
 def test_only_lines_after_the_checkpoint_are_given_up(tmp_path: Path) -> None:

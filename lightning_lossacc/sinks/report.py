@@ -57,7 +57,10 @@ class ReportSink:
     def record(self, record: Record, key: str, step: int) -> None:
         """Remembers that there is something new."""
         self._is_stale = True
-        self._is_over = self._is_over and record.stage != "train"
+        if self._is_over and self._pause and record.stage == "train":
+            # Training goes on, and with it the pause between two reports.
+            self._is_over = False
+            self._due = time.monotonic() + self._pause
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Writes the report if it is due."""
