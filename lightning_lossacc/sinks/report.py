@@ -57,7 +57,7 @@ class ReportSink:
     def record(self, record: Record, key: str, step: int) -> None:
         """Remembers that there is something new."""
         self._is_stale = True
-        if self._is_over and self._pause and record.stage == "train":
+        if self._is_over and record.stage == "train":
             # Training goes on, and with it the pause between two reports.
             self._is_over = False
             self._due = time.monotonic() + self._pause
