@@ -37,7 +37,7 @@ class LossAccuracy(Metric):
         input_kind: what `preds` are; never guessed from their values.
         backend: `"auto"` counts by Triton on a CUDA device and by PyTorch elsewhere; `"triton"` and `"reference"`
             insist on one of them; `"compiled"` has PyTorch's C++ compiler make code for a CPU, which takes seconds at
-            the first batch and then about a third of the time. See `backend_for`.
+            the first batch and pays with a grid and some thousand rows a batch. See `backend_for`.
         kwargs: see `torchmetrics.Metric`; `dist_sync_on_step` is refused, since `forward` never synchronises.
 
     Raises:
