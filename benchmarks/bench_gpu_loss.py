@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import device_timing
-import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -106,7 +105,7 @@ def compare(made: dict[str, Callable[[], object]]) -> dict[str, Callable[[], obj
     return right
 
 
-def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], list[Target]]:
+def run(bench: Bench, shape: tuple[int, ...], dtype: str, _: float) -> tuple[list[Row], list[Target]]:
     """One case."""
     logits, target = batch(shape, dtype, bench.device)
     where = "x".join(map(str, shape)) + f" {dtype}"
@@ -138,18 +137,5 @@ def run(bench: Bench, shape: tuple[int, ...], dtype: str) -> tuple[list[Row], li
     return rows, targets
 
 
-def main() -> None:
-    bench, arguments = device_timing.start(__doc__.splitlines()[0], 2.0)
-    stamp = device_timing.environment()
-    rows, targets = [bench.bandwidth()], []
-    for shape, dtype in DRY_CASES if bench.dry else CASES:
-        found, judged = run(bench, shape, dtype)
-        rows += found
-        targets += judged
-        if not bench.dry:
-            measure.report("gpu_loss", rows, targets, stamp, arguments.results)
-            torch.cuda.empty_cache()
-
-
 if __name__ == "__main__":
-    main()
+    device_timing.sweep("gpu_loss", __doc__.partition("\n")[0], CASES, DRY_CASES, run)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import device_timing
-import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -137,18 +136,5 @@ def run(bench: Bench, shape: tuple[int, ...], dtype: str, read_speed: float) -> 
     return rows, targets
 
 
-def main() -> None:
-    bench, arguments = device_timing.start(__doc__.splitlines()[0], 2.0)
-    stamp, speed = device_timing.environment(), bench.bandwidth()
-    rows, targets = [speed], []
-    for shape, dtype in DRY_CASES if bench.dry else CASES:
-        found, judged = run(bench, shape, dtype, float(speed["read_bytes_per_second"]))
-        rows += found
-        targets += judged
-        if not bench.dry:
-            measure.report("gpu_update", rows, targets, stamp, arguments.results)
-            torch.cuda.empty_cache()
-
-
 if __name__ == "__main__":
-    main()
+    device_timing.sweep("gpu_update", __doc__.partition("\n")[0], CASES, DRY_CASES, run)

@@ -14,13 +14,16 @@ import argparse
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import measure
 import numpy as np
 import torch
-from measure import Array, Quantiles, Row
+from measure import Array, Quantiles, Row, Target
+
+Shape = tuple[int, ...]
+Case = tuple[Shape, str]
 
 # More than twice the L2 cache of an H200 (50 to 60 MB).
 FLUSH_BYTES = 256 * 1024 * 1024
@@ -153,3 +156,29 @@ def providers(found: Mapping[str, Callable[[], Callable[[], object]]]) -> Iterat
 def timing_row(table: str, where: str, provider: str, seconds: Array, **columns: object) -> Row:
     """A result in microseconds."""
     return {"table": table, "where": where, "provider": provider, **Quantiles.of(1e6 * seconds).row(), **columns}
+
+
+def sweep(
+    name: str,
+    description: str,
+    cases: Sequence[Case],
+    dry_cases: Sequence[Case],
+    run: Callable[[Bench, Shape, str, float], tuple[list[Row], list[Target]]],
+) -> None:
+    """Runs every case and writes `<name>.jsonl` after each, so that an interrupted sweep leaves what it has.
+
+    Args:
+        name, description: of the benchmark.
+        cases, dry_cases: shape and dtype of the logits.
+        run: measures one case; its last argument is the read bandwidth in bytes a second.
+    """
+    bench, arguments = start(description, 2.0)
+    stamp, speed = environment(), bench.bandwidth()
+    rows, targets = [speed], []
+    for shape, dtype in dry_cases if bench.dry else cases:
+        found, judged = run(bench, shape, dtype, float(speed["read_bytes_per_second"]))
+        rows += found
+        targets += judged
+        if not bench.dry:
+            measure.report(name, rows, targets, stamp, arguments.results)
+            torch.cuda.empty_cache()

@@ -78,7 +78,6 @@ def lane_statistics(num_classes: int, dtype: str, layout: Layout | None, by_item
     constants = dict(launch.constants(layout, True, False, False, False, num_classes))
     constants |= {"BY_ITEM": by_item, "ROWS": launch.LANE_ROWS, "BINARY": False, "ONE_ITEM": by_item}
     constants |= {"KEEP": num_classes <= launch.FEW_CLASSES}
-    constants.pop("CELLS")
     found = build(launch.lane_kernel, dtype, constants, launch.LANE_WARPS)
     rows = launch.LANE_ROWS // (32 * launch.LANE_WARPS)
     # Few classes are unrolled: then the whole kernel is the loop.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import warnings
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
@@ -19,7 +18,7 @@ from lightning_lossacc.sums import Layout
 Backend = Literal["auto", "triton", "reference", "compiled"]
 BACKENDS: tuple[Backend, ...] = ("auto", "triton", "reference", "compiled")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Threads of a cell of a launch's grid; a lane kernel has one for 64 rows, so that 2^31 rows are far away.
+# Float64 atomics, on which exact sums rest, are a matter of course from here on.
 OLDEST_CAPABILITY = (7, 0)
 
 
@@ -42,9 +41,7 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
     Raises:
         ValueError: if `requested` is unknown or cannot run.
     """
-    if requested not in BACKENDS:
-        raise ValueError(f"Expected `backend` to be one of {BACKENDS}, but got {requested!r}.")
-    if requested == "reference":
+    if expect_backend(requested) == "reference":
         return Choice("reference", "it was asked for")
     device = logits.device
     if requested == "compiled":
@@ -81,9 +78,7 @@ def _obstacle(device: str, index: int | None, dtype: torch.dtype, num_temperatur
         return f"logits on a {device} device are counted by PyTorch"
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not interpreted and not any(
-        name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc")
-    ):
+    if not interpreted and not compiled.finds_compiler("CC", "gcc", "clang", "cc"):
         return "triton finds no C compiler (gcc, clang, or the one named by CC), which it needs to launch a kernel"
     if device == "cuda" and torch.cuda.get_device_capability(index) < OLDEST_CAPABILITY:
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"

@@ -24,12 +24,17 @@ from lightning_lossacc.sums import Layout
 FEWEST_ROWS = 2
 
 
+@functools.cache
 def obstacle() -> str:
-    """Why nothing can be compiled, or ''."""
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    if any(name and shutil.which(name) for name in compilers):
+    """Why nothing can be compiled, or ''; looked for once a process, since every update asks."""
+    if finds_compiler("CXX", "g++", "clang++", "c++"):
         return ""
     return "there is no C++ compiler (g++, clang++, or the one named by CXX)"
+
+
+def finds_compiler(variable: str, *names: str) -> bool:
+    """Whether the program that an environment variable names, or one of the others, is on the path."""
+    return any(name and shutil.which(name) for name in (os.environ.get(variable), *names))
 
 
 def reduce(

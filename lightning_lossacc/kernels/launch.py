@@ -40,7 +40,7 @@ def statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, lay
         target: (I, R) of any integer dtype, with any strides.
         counts, sums: as in `reference.row_statistics`.
     """
-    _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False)
+    _launch(logits, target, counts, sums, layout, None, -100, 0.0, False)
 
 
 def precompile(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
@@ -49,7 +49,7 @@ def precompile(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, lay
         row_statistics(logits[:, :, 0], target[:, 0], counts, sums, layout)
     block = row_shape(layout.num_classes, logits.element_size())[1]
     for split in (1, SPLIT) if is_split(layout.num_classes, block) else (1,):
-        _launch(logits, target, counts, sums, layout, None, -100, 0.0, True, False, split)
+        _launch(logits, target, counts, sums, layout, None, -100, 0.0, False, split)
 
 
 class Recipe(NamedTuple):
@@ -73,46 +73,43 @@ def row_statistics(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor,
     num_rows, num_classes = logits.shape
     item_stride, class_stride = logits.stride()
     device = logits.device
+    # Strides of a single row may be anything, and the kernels are specialised by them.
     step = item_stride if num_rows > 1 else num_classes
     key = (layout.fingerprint, logits.dtype, device, class_stride == 1, step % 16)
     recipe = _RECIPES.get(key)
     if recipe is None:
-        recipe = _RECIPES[key] = _recipe(logits, layout)
+        recipe = _RECIPES[key] = _recipe(logits, layout, step)
     few = recipe.block and row_split(num_rows, num_classes, recipe.block, device) > 1
     if num_rows == 0 or few or (device.type == "cuda" and device.index != torch.cuda.current_device()):
         statistics(logits.unsqueeze(2), target.unsqueeze(1), counts, sums, layout)
         return
-    # Strides of a single row may be anything, and the kernels are specialised by them.
-    item_stride = step
     tensors = (logits, target, counts, sums, recipe.edges, sums, logits, logits, logits)
     tail = (target.stride(0) if num_rows > 1 else 1, 0, recipe.ignore_index, 0.0, 0.0)
     if recipe.block:
         programs = row_programs(device, recipe.constants["num_warps"], key)
         compiled = recipe.kernel[(min(num_rows, programs),)](
-            *tensors, logits, logits, num_rows, 1, item_stride, 0, *tail, **recipe.constants
+            *tensors, logits, logits, num_rows, 1, step, 0, *tail, **recipe.constants
         )
         remember(device, key, compiled, recipe.constants["num_warps"])
     else:
         recipe.kernel[(-(-num_rows // LANE_ROWS),)](
-            *tensors, num_rows, 1, item_stride, 0, class_stride, *tail, **recipe.constants
+            *tensors, num_rows, 1, step, 0, class_stride, *tail, **recipe.constants
         )
 
 
-def _recipe(logits: Tensor, layout: Layout) -> Recipe:
+def _recipe(logits: Tensor, layout: Layout, step: int) -> Recipe:
     num_classes = logits.shape[1]
     ignore_index = layout.ignore_index
     shared = constants(layout, ignore_index is not None, False, False, False, num_classes) | {"BY_ITEM": False}
     by_row = num_classes > FEW_CLASSES and logits.stride(1) == 1
     if by_row:
         block = row_shape(num_classes, logits.element_size())[1]
-        stride = logits.stride(0) if len(logits) > 1 else num_classes
-        whole = _row_constants(num_classes, logits.element_size(), 1, stride)
+        whole = _row_constants(num_classes, logits.element_size(), 1, step)
         kernel = row_kernel
     else:
         block = 0
         whole = _lane_constants(num_classes, False, False)
         kernel = lane_kernel
-        shared.pop("CELLS")
     ignore = 0 if ignore_index is None else ignore_index
     return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, block)
 
@@ -150,9 +147,7 @@ def loss_rows(
         ignore_index: rows with this target have loss 0.
         label_smoothing: e in [0, 1].
     """
-    return _launch(
-        logits, target, counts, sums, layout, weight, ignore_index, label_smoothing, layout is not None, True
-    )
+    return _launch(logits, target, counts, sums, layout, weight, ignore_index, label_smoothing, True)
 
 
 def loss_gradient(
@@ -219,7 +214,6 @@ def _launch(
     weight: Tensor | None,
     ignore_index: int | None,
     smoothing: float,
-    with_stats: bool,
     with_loss: bool,
     split: int | None = None,
 ) -> Any:
@@ -235,9 +229,9 @@ def _launch(
     row_lse = torch.empty(2, num_rows, dtype=torch.float32, device=device) if with_loss else None
     if num_rows == 0:
         return row_loss, row_lse
-    plan = plan_of(layout if with_stats else NO_LAYOUT)
-    by_item = with_stats and rows_per_item > 1
-    item_size = 3 + 2 * len(plan.grid)
+    shared = constants(layout, ignore_index is not None, with_loss, weight is not None, smoothing > 0, num_classes)
+    by_item = shared["STATS"] and rows_per_item > 1
+    item_size = shared["ITEM_SIZE"]
     workspace = torch.zeros(items * (item_size + 1), dtype=torch.float64, device=device) if by_item else sums
     weights = None if weight is None else _with_sum(weight)
     row_stride = logits.stride(2) if rows_per_item > 1 else 0
@@ -254,7 +248,6 @@ def _launch(
     target_strides = (target.stride(0) if items > 1 else rows_per_item, target.stride(1) if rows_per_item > 1 else 0)
     ignore = 0 if ignore_index is None else ignore_index
     numbers = (ignore, float(smoothing), float(smoothing) / num_classes)
-    shared = constants(layout, ignore_index is not None, with_loss, weight is not None, smoothing > 0, num_classes)
     shared = shared | {"BY_ITEM": by_item}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if num_classes > FEW_CLASSES and logits.stride(1) == 1:
@@ -265,7 +258,7 @@ def _launch(
         if by_item:
             item_kernel[(1,)](
                 workspace, counts, sums, items, ITEMS=ITEMS_AT_ONCE, ITEM_SIZE=item_size,
-                T=len(plan.grid), COUNT_HALF=plan.count_half, SUM_GRID=plan.sum_grid, num_warps=4,
+                T=len(shared["GRID"]), COUNT_HALF=shared["COUNT_HALF"], SUM_GRID=shared["SUM_GRID"], num_warps=4,
                 **_options(),
             )  # fmt: skip
     return row_loss, row_lse
@@ -302,10 +295,9 @@ def _lane_launch(
     one_item = shared["BY_ITEM"] and rows_per_item >= LONG_ITEM
     rows = LANE_ROWS
     tiles = num_rows // rows_per_item * -(-rows_per_item // rows) if one_item else -(-num_rows // rows)
-    own = {name: value for name, value in shared.items() if name != "CELLS"}
     lane_kernel[(tiles,)](
         *tensors, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        **_lane_constants(shared["C"], binary, one_item), **own, **_options(),
+        **_lane_constants(shared["C"], binary, one_item), **shared, **_options(),
     )  # fmt: skip
 
 
@@ -339,7 +331,6 @@ def constants(
         "TWO": plan.two if with_stats else 0,
         "TOP_K": layout.top_k,
         "NUM_BINS": layout.num_bins,
-        "CELLS": triton.next_power_of_2(2 * layout.num_bins),
         "PER_CLASS": layout.per_class,
         "COUNT_HALF": plan.count_half,
         "COUNT_CELLS": plan.count_cells,

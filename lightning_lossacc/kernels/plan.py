@@ -36,11 +36,6 @@ class Plan:
     sum_class: int
     sum_grid: int
 
-    @property
-    def exponentials(self) -> int:
-        """Exponentials a logit."""
-        return self.source.count(-1)
-
 
 @lru_cache(maxsize=64)
 def plan_of(layout: Layout) -> Plan:

@@ -143,7 +143,7 @@ def row_kernel(
     WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, GRID: tl.constexpr, BETAS: tl.constexpr, SOURCE: tl.constexpr,
     FIRSTS: tl.constexpr,
     ONE: tl.constexpr, TWO: tl.constexpr,
-    TOP_K: tl.constexpr, NUM_BINS: tl.constexpr, CELLS: tl.constexpr, PER_CLASS: tl.constexpr, BY_ITEM: tl.constexpr,
+    TOP_K: tl.constexpr, NUM_BINS: tl.constexpr, PER_CLASS: tl.constexpr, BY_ITEM: tl.constexpr,
     ITEM_SIZE: tl.constexpr, COUNT_HALF: tl.constexpr, COUNT_CELLS: tl.constexpr, COUNT_MARGIN: tl.constexpr,
     COUNT_CLASS: tl.constexpr, SUM_CELLS: tl.constexpr, SUM_CLASS: tl.constexpr, SUM_GRID: tl.constexpr,
 ):  # fmt: skip
@@ -163,6 +163,7 @@ def row_kernel(
     A: tl.constexpr = BLOCK // (LANES * VEC)
     RANK: tl.constexpr = STATS and TOP_K > 1 and TOP_K < C
     flag_place = tl.arange(0, 16)
+    CELLS: tl.constexpr = triton.next_power_of_2(2 * NUM_BINS)
     cell_place = tl.arange(0, CELLS)
     margin_place = tl.arange(0, 256)
     grid_place = tl.arange(0, GRID_SIZE)
