@@ -67,6 +67,8 @@ class Probe:
         single = 1 if layout.task == "binary" else layout.num_classes
         self.num_logits = single if layout.num_classes <= LOGIT_CLASSES else 0  # K; 0 where none are kept
         self._first_logit = REFINED + 2 * len(layout.temperatures)
+        self._tail: fits.Tail | None = None
+        self._looked_for_tail = False
         width = self._first_logit + self.num_logits
         with torch.inference_mode(False):
             # One row more than items: batches write what is not in the probe there, without asking the host.
@@ -88,10 +90,12 @@ class Probe:
             row = logits[:, :, 0] if logits.shape[2] == 1 else logits.new_full(logits.shape[:2], math.nan)
             values = torch.cat((values, row.double()), dim=1)
         self.current[torch.where(known, slot, len(self.positions))] = values
+        self._looked_for_tail = False
 
     def clear(self) -> None:
         """Forgets the current evaluation; references stay."""
         self.current.zero_()
+        self._looked_for_tail = False
 
     def items(self, temperature: float) -> Tensor:
         """The current evaluation on the host, (M, 7) float64, refined by `temperature` (NaN without a grid); the last
@@ -135,10 +139,19 @@ class Probe:
         position, logits, target = rows
         mixed = _mixed(position)
         used = torch.argsort(mixed, stable=True)[:limit]
-        logits = logits[used]
-        if self.layout.task == "binary":
-            logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
-        return fits.cross_fitted(logits, target[used], (mixed[used] & 1).bool())
+        return fits.cross_fitted(self._both(logits[used]), target[used], (mixed[used] & 1).bool())
+
+    def tail(self) -> fits.Tail | None:
+        """Rows whose label contradicts the model; None where logits are not kept. Found once an evaluation."""
+        if not self._looked_for_tail:
+            rows = self.rows()
+            self._tail = None if rows is None else fits.tail(self._both(rows[1]), rows[2])
+            self._looked_for_tail = True
+        return self._tail
+
+    def _both(self, logits: Tensor) -> Tensor:
+        """Logits (n, C); of a single logit z those of both classes, 0 and z."""
+        return torch.cat((torch.zeros_like(logits), logits), dim=1) if self.layout.task == "binary" else logits
 
     def confusion(self) -> list[list[int]] | None:
         """Rows by target and predicted class, C lists of C; None where logits are not kept (see `rows`)."""
@@ -164,16 +177,9 @@ class Probe:
         reference = self.references.get(name)
         if reference is None:
             return None
-        hard_nll = math.log(self.layout.num_classes) + 1
-        result = compare(reference.items, self.items(temperature), self.positions.tolist(), hard_nll)
+        result = compare(reference.items, self.items(temperature), self.positions.tolist(), self.tail())
         if result is None:
             return None
-        known = self.rows()
-        if known is not None and math.isfinite(temperature):
-            _, logits, target = known
-            if self.layout.task == "binary":
-                logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
-            result["hard"] |= fits.unlikely_rows(logits / temperature, target)
         bounds = {"refinement_bounds_before": list(reference.bounds), "refinement_bounds_after": self._bounds()}
         return {
             "reference_epoch": reference.epoch,
@@ -213,7 +219,9 @@ class Probe:
                     self.references[name] = reference
 
 
-def compare(before: Tensor, after: Tensor, positions: list[int], hard_nll: float = math.inf) -> dict[str, Any] | None:
+def compare(
+    before: Tensor, after: Tensor, positions: list[int], tail: fits.Tail | None = None
+) -> dict[str, Any] | None:
     """Paired change between two evaluations of the same items, as plain numbers.
 
     With d_i = s_i(after) - s_i(before) and n = sum n_i: the change is sum d_i / n, and its standard error
@@ -225,7 +233,7 @@ def compare(before: Tensor, after: Tensor, positions: list[int], hard_nll: float
         before, after: (M, 7) rows, NLL, correct rows, target, predicted class, refined NLL and NLL of the margin alone
             of each item.
         positions: position of each item in the data set.
-        hard_nll: items with a larger NLL a row before were hard then: given to another class with confidence, nats.
+        tail: of the later evaluation, whose rows are the items seen; None where it is not known.
 
     Returns:
         A dictionary of numbers, or None if fewer than two items or another set of rows was seen.
@@ -254,13 +262,11 @@ def compare(before: Tensor, after: Tensor, positions: list[int], hard_nll: float
         "nll_change_winsorised": float(((change / rows).clamp(low, high) * rows).sum()) / total,
         "accuracy_change": float(correct_change.sum()) / total,
         "accuracy_change_error": _paired_error(correct_change, rows),
-        "hard": {
-            "items": int((hard := before[:, NLL] / rows > hard_nll).sum()),
-            "change": math.fsum(change[hard].tolist()) / total,
-        },
         "groups": _groups(before, after, change, rows, total),
         "worst": _worst(index, before, after, change, rows, total),
     }
+    if tail is not None:
+        result["tail_change"] = math.fsum((tail.weight * change).tolist()) / total
     refined = after[:, REFINED] - before[:, REFINED]
     if bool(torch.isfinite(refined).all()):
         result |= {

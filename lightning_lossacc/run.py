@@ -318,7 +318,7 @@ class Run:
             self.events.append(event)
             self._voice.reporter.event(event, step_of(trainer))
             if event.level == "warning":
-                self._voice.say(trainer, event.message)
+                self._voice.say_event(trainer, event)
             if self._on_event is not None:
                 try:
                     self._on_event(event)

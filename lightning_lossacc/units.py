@@ -108,6 +108,8 @@ class Site:
         before: whether the input of the module is looked at, rather than its output.
         hidden: whether a later layer reads the units.
         rows: inputs so far: images of a convolution, else rows of features.
+        last: silent and all units of the last window that had rows enough, (0, 0) before it. Layers fill their windows
+            at different times, and the worst one must not be forgotten while its window fills.
     """
 
     def __init__(self, name: str, kind: Kind, channels: bool, groups: int, before: bool) -> None:
@@ -117,6 +119,7 @@ class Site:
         self.groups = groups
         self.before = before
         self.hidden = before
+        self.last = (0, 0)
         self.clear()
 
     def clear(self) -> None:
@@ -154,16 +157,16 @@ class Site:
         return (self.activity <= self.kind.limit).sum()
 
 
-def shares(counted: list[tuple[Site, int]]) -> dict[str, float]:
-    """Shares of silent units, from the number of each layer: the worst layer's, and that of all that can die."""
-    dying = [(silent, site.units) for site, silent in counted if not site.kind.bounded]
-    bounded = [(silent, site.units) for site, silent in counted if site.kind.bounded]
+def shares(sites: list[Site]) -> dict[str, float]:
+    """Shares of silent units in the last full window of each layer: the worst layer's, and that of all that can die."""
+    dying = [site.last for site in sites if site.last[1] and not site.kind.bounded]
+    bounded = [site.last for site in sites if site.last[1] and site.kind.bounded]
     found: dict[str, float] = {}
     if dying:
         found["dead_units"] = max(silent / units for silent, units in dying)
         found["dead_units_total"] = sum(silent for silent, _ in dying) / sum(units for _, units in dying)
     if bounded:
         found["saturated_units"] = max(silent / units for silent, units in bounded)
-    if counted:
-        found["watched_units"] = float(sum(site.units for site, _ in counted))
+    if dying or bounded:
+        found["watched_units"] = float(sum(units for _, units in (*dying, *bounded)))
     return found

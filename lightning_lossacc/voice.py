@@ -73,6 +73,8 @@ class Voice:
     def forget(self) -> None:
         """Another history begins."""
         self._said: set[str] = set()
+        # By event: the cause that was told last, and whether accuracy was down.
+        self._told: dict[str, tuple[str, bool]] = {}
         self.directories: set[str] = set()
 
     def find_places(
@@ -127,6 +129,14 @@ class Voice:
         """Shows a text in the terminal."""
         if self._verbose and trainer.is_global_zero:
             show(text, printer_for(trainer), level=level)
+
+    def say_event(self, trainer: Trainer, event: Event) -> None:
+        """Shows a report, unless only the words for an accuracy that has not fallen are other than before."""
+        told = (event.cause, event.event.endswith("-down") and not event.event.endswith("not-down"))
+        if event.status == "revised" and self._told.get(event.id) == told:
+            return
+        self._told[event.id] = told
+        self.say(trainer, event.message)
 
     def say_opening(self, trainer: Trainer, record: Record, state: StageState, source: str | None) -> None:
         """What was captured and what it can resolve, at the first evaluation of a stage and loader."""

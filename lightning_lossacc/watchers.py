@@ -256,7 +256,7 @@ class Watcher:
 
         A key is absent while nothing is known of it. Norms and ratios are over the sampled steps since the last call,
         or the last four if there were fewer. Layers of units are counted once they have seen 256 inputs, which
-        may take several calls; their window begins anew then.
+        may take several calls; their window begins anew then, and what was counted stands until the next is full.
 
         Returns:
             learning_rate: largest of the groups at the last step.
@@ -308,9 +308,10 @@ class Watcher:
                 for sample in ratios
             ]
         )
-        found |= shares([(site, round(read(place)[0])) for site, place in silent])
-        for site in sites:
+        for site, place in silent:
+            site.last = (round(read(place)[0]), site.units)
             site.clear()
+        found |= shares(self._activations.sites if self._activations is not None else [])
         self._choose_forwards()
         distance = drift(read) if drift is not None else None
         if distance is not None:

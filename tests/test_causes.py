@@ -127,7 +127,8 @@ RISE = Situation(values={"nll": 0.6, "temperature": 1.8})
 FALL = Situation(paired={"nll_change": -0.1}, values={"nll": 0.4})
 STATE = Situation(static=True)
 PRIOR = math.log(10)
-TAIL = {"items": 40, "change": 0.09, "observed": 12.0, "expected": 7.0, "expected_error": 2.5}
+TAIL = {"share": 0.03, "loss": 0.1, "score": 60.0, "temperature": 1.2}
+TAILED = RISE.but(arrays={"tail": TAIL}, paired={"tail_change": 0.09})
 COLLAPSED = STATE.but(
     before={"predicted_majority_rate": 1.0},
     values={"accuracy": 0.95, "balanced_accuracy": 0.5, "predicted_majority_rate": 1.0, "majority_rate": 0.95},
@@ -180,7 +181,8 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "the interval reaches overfitting": RISE.but(paired={"refinement_change_error": 0.02}),
             "the temperature fell": RISE.but(before={"temperature": 1.9}),
             "below 1": RISE.but(values={"temperature": 0.9}, before={"temperature": 0.8}),
-            "beyond the grid": RISE.but(values={"temperature_at_edge": 1.0}),
+            "the reference lies beyond the grid": RISE.but(before={"temperature_at_edge": 1.0}),
+            "below the grid": RISE.but(values={"temperature": 0.25, "temperature_at_edge": 1.0}),
         },
     ),
     "mixed": (
@@ -247,12 +249,12 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         },
     ),
     "hard-tail": (
-        RISE.but(paired={"hard": TAIL}),
+        TAILED,
         {
-            "others rise as well": RISE.but(paired={"hard": TAIL | {"change": 0.06}}),
-            "not a few": RISE.but(paired={"hard": TAIL | {"items": 200}}),
-            "two rows": RISE.but(paired={"hard": TAIL | {"items": 2}}),
-            "as many as the probabilities allow for": RISE.but(paired={"hard": TAIL | {"expected": 11.0}}),
+            "others rise as well": TAILED.but(paired={"tail_change": 0.04}),
+            "not a few": TAILED.but(arrays={"tail": TAIL | {"share": 0.2}}),
+            "single rows": TAILED.but(arrays={"tail": TAIL | {"share": 0.001}}),
+            "as likely without": TAILED.but(arrays={"tail": TAIL | {"score": 8.0}}),
         },
     ),
     "leakage": (DUPLICATED, {"a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02})}),

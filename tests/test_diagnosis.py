@@ -152,11 +152,13 @@ def test_without_pairs_no_cause_is_named() -> None:
     assert first.generalises == "not-shown" and "no cause is named" in first.message
 
 
-def test_beyond_the_grid_nothing_is_called_over_confidence() -> None:
+def test_beyond_the_grid_the_loss_after_one_temperature_is_an_upper_bound() -> None:
+    """Scale alone grows, past the largest temperature: what is measured there is enough to say that it is confidence."""
     run = Simulation()
     run.run(50, lambda epoch: 1.0 + 0.8 * max(0, epoch - 20), learning)
     beyond = [event for event in warnings_of(run.events) if event.evidence["temperature_after"] == 8.0]
-    assert beyond and all(event.cause != "over-confidence" for event in beyond)
+    assert beyond and all(event.cause == "over-confidence" for event in beyond)
+    assert "8.00 or beyond" in " ".join(beyond[-1].causes[0].evidence)
 
 
 def test_flat_is_never_said_while_balanced_accuracy_falls() -> None:

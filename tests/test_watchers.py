@@ -194,7 +194,34 @@ def test_few_inputs_say_nothing() -> None:
     assert not {"dead_units", "watched_units"} & set(watcher.values())
     train(model, rows(10, 8), watcher=watcher, steps=1)
     assert watcher.values()["dead_units"] == 4 / 40
-    assert "dead_units" not in watcher.values(), "a new window has begun"
+    # What was counted stands while the next window fills, and is replaced by it.
+    kill(model[0].bias, slice(0, 8))
+    assert watcher.values()["dead_units"] == 4 / 40
+    train(model, rows(10, 8), watcher=watcher, steps=16 * MIN_ROWS // 8)
+    assert watcher.values()["dead_units"] == 8 / 40
+
+
+def test_a_dead_layer_is_remembered_while_another_fills_its_window() -> None:
+    """A layer over the steps of a sequence has its rows at once, and must not hide a dead one that is still filling."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(10, 12), nn.Linear(12, 16)
+            self.act, self.last, self.head = nn.GELU(), nn.ReLU(), nn.Linear(16, NUM_CLASSES)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            steps = self.act(self.first(batch[:, None].expand(-1, 64, -1)))  # (B, 64, 12)
+            return self.head(self.last(self.second(steps.mean(1))))
+
+    model, watcher = Steps(), Watcher(every=1)
+    kill(model.second.bias, slice(None))
+    found = []
+    for _ in range(10):
+        train(model, rows(10, 8), watcher=watcher, steps=8)
+        found.append(watcher.values()["dead_units"])
+    first = found.index(1.0)
+    assert first < 6 and found[first:] == [1.0] * (10 - first)
 
 
 def test_a_unit_that_comes_back_is_alive_in_the_next_window() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_lossacc.history import Record
 
 RELATIVE_FLOOR = 0.05  # of the reference NLL
 ABSOLUTE_FLOOR = 0.01  # nats
-ACCURACY_MARGIN = 0.01  # at most this, and at most 10 % of the reference error
+ACCURACY_MARGIN = 0.01  # at most this; else 10 % of the reference error, or its standard error if that is more
 ALPHA = 0.01
 # Evaluations in a row, and standard errors of each paired rise, that stand in for a trend.
 PAIRED_EVALUATIONS, PAIRED_SCORE = 5, 3.5
@@ -59,7 +59,9 @@ class Stream:
     def margin(self, reference: Record) -> float:
         """Largest change of accuracy that counts as flat, for one reference."""
         error = 1 - accuracy_of(reference)
-        return min(self.accuracy_margin, 0.1 * error) or self.accuracy_margin
+        # What is less than the standard error of the accuracy says nothing about new data.
+        finest = max(0.1 * error, reference.values.get("accuracy_standard_error", 0.0))
+        return min(self.accuracy_margin, finest) or self.accuracy_margin
 
     @cached_property
     def state(self) -> Evidence:
@@ -236,9 +238,23 @@ def loss_down(stream: Stream, is_open: bool) -> Opening | None:
     finite = [place for place, value in enumerate(accuracies) if math.isfinite(value)]
     if len(series) < trends.MIN_EVALUATIONS or not finite:
         return None
-    reference = stream.reference("accuracy") or series[max(finite, key=accuracies.__getitem__)]
+    best = max(finite, key=accuracies.__getitem__)
+    reference = stream.reference("accuracy") or series[best]
     evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
-    if stream.loss_verdict(reference).kind != "down" or evidence.accuracy.kind != "flat":
+    falls = stream.loss_verdict(reference).kind == "down"
+    if not (falls and evidence.accuracy.kind == "flat"):
+        # The evaluation of the highest accuracy can be paired; but accuracy may have been as good long before it. Only
+        # what came since then is looked at: the learning before it is no jitter.
+        margin = stream.margin(series[best])
+        since = next(place for place in finite if accuracies[place] >= accuracies[best] - margin)
+        reference = series[since]
+        accuracy = trends.compare(accuracies[since:], 0, margin, alpha=ALPHA)
+        loss = trends.compare(stream.losses[since:], 0, practical_floor(loss_of(reference)), alpha=ALPHA)
+        # All of them lie within the margin below the best, so that no fall is enough; that it did not rise is seen.
+        if accuracy.kind == "not-down" and abs(accuracy.change) <= margin:
+            accuracy = replace(accuracy, kind="flat")
+        evidence, falls = replace(stream.evidence(reference), accuracy=accuracy), loss.kind == "down"
+    if not falls or evidence.accuracy.kind != "flat":
         return None
     # The level of several evaluations may have fallen while the last one, which the message shows, has not.
     paired = evidence.paired

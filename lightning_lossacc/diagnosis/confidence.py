@@ -13,21 +13,22 @@ from lightning_lossacc.floors import constant_confidence_nll
 OVERCONFIDENCE_SHARE = 0.25
 OVERFITTING_SHARE = 0.50
 # One evaluation is called over- or under-confident when one temperature takes this share of its loss away.
-STATIC_SHARE = 0.20
+STATIC_SHARE = 0.15
 
 
 def over_confidence(evidence: Evidence) -> Cause | None:
     """The loss rose because the probabilities became too large; one temperature takes the rise back.
 
     What it finds: less than 25 % of the rise is left after one temperature, the 99 % interval of that share stays below
-        50 %, and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes a
-        fifth of the loss or more away. From a log of scalars: a constant confidence of 1 - e would score better.
+        50 %, and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes
+        15 % of the loss or more away. From a log of scalars: a constant confidence of 1 - e would score better.
     Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
     Evidence it needs: paired rows and the temperature grid.
     What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the
         lowest loss after one temperature.
     When it is wrong: if the temperature was chosen on the very rows that it is judged on (so the gain is
-        cross-fitted), or beyond the grid's edge, where nothing is said.
+        cross-fitted). Beyond the grid's upper edge the gain is larger than measured; if the reference lies there as
+        well, nothing is said.
     Reference: Guo et al. 2017; Mukhoti et al. 2020.
     """
     if "nll" not in evidence.current.values:
@@ -36,7 +37,9 @@ def over_confidence(evidence: Evidence) -> Cause | None:
         return _miscalibrated(evidence, "over-confidence", evidence.temperature > 1)
     change, low, high = evidence.refinement_change
     share, _, highest_share = evidence.refinement_share
-    if not (share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE) or evidence.at_edge:
+    if not (share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE):
+        return None
+    if evidence.at_edge and not evidence.at_upper_bound:
         return None
     grown = evidence.difference("temperature")
     if not (evidence.temperature > 1 and grown > 0):
@@ -49,7 +52,7 @@ def over_confidence(evidence: Evidence) -> Cause | None:
         share=min(1.0, 1 - change / evidence.nll_change),
         evidence=(
             f"after one temperature the loss changed by {change:+.4f} nats ({low:+.4f} … {high:+.4f})",
-            f"best temperature {evidence.temperature - grown:.2f} → {evidence.temperature:.2f}",
+            f"best temperature {evidence.temperature - grown:.2f} → {evidence.temperature:.2f}{_beyond(evidence)}",
             f"mean confidence of wrong rows {_pair(evidence, 'confidence_wrong')}",
         ),
         against=against,
@@ -69,7 +72,9 @@ def scale_growth(evidence: Evidence) -> Cause | None:
     Reference: Soudry et al. 2018.
     """
     change, low, high = evidence.refinement_change
-    if not high < 0 or evidence.at_edge or evidence.is_static or evidence.accuracy.kind == "down":
+    if not high < 0 or evidence.is_static or evidence.accuracy.kind == "down":
+        return None
+    if evidence.at_edge and not evidence.at_upper_bound:
         return None
     gained, error = (evidence.paired.get(key, math.nan) for key in ("accuracy_change", "accuracy_change_error"))
     if evidence.accuracy.kind != "up" and not gained > 2.58 * error:
@@ -141,7 +146,7 @@ def confidence_growth(evidence: Evidence) -> Cause | None:
 def under_confidence(evidence: Evidence) -> Cause | None:
     """The probabilities are too small for the accuracy; one temperature below 1 takes the loss down.
 
-    What it finds: from one evaluation, a temperature below 1 takes a fifth of the loss or more away; over an interval,
+    What it finds: from one evaluation, a temperature below 1 takes 15 % of the loss or more away; over an interval,
         the loss rose, less than 25 % of the rise is left after one temperature, which is below 1 and fell.
     Why it matters: the answers are as good as before; their probabilities, and every threshold on them, are not.
     Evidence it needs: the temperature grid; paired rows over an interval.
@@ -238,6 +243,10 @@ def _certified(evidence: Evidence) -> Cause | None:
     if loss > math.log(num_classes):
         lines.append(f"the loss is above ln C = {math.log(num_classes):.4f}, so the best temperature is above 1")
     return Cause("over-confidence", share, tuple(lines), ("or this accuracy is macro or top-k",))
+
+
+def _beyond(evidence: Evidence) -> str:
+    return " or beyond" if evidence.at_upper_bound else ""
 
 
 def _percent(share: float) -> int:

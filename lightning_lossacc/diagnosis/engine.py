@@ -72,8 +72,8 @@ class Diagnosis:
     """Judges one record after another and keeps what is open.
 
     Args:
-        accuracy_margin: largest change of accuracy that still counts as flat; a tenth of the reference error rate
-            if that is less.
+        accuracy_margin: largest change of accuracy that still counts as flat; if that is less, a tenth of the reference
+            error rate, or its standard error.
     """
 
     def __init__(self, accuracy_margin: float = ACCURACY_MARGIN) -> None:
@@ -196,7 +196,8 @@ class Diagnosis:
 
     def _is_said(self, place: str, name: str, cause: str) -> bool:
         """Whether an open warning of the same stream names this cause first, or a rise its temperature."""
-        if name == "loss-high-for-accuracy" and place + "loss-up" in self.open:
+        rise = self.open.get(place + "loss-up")
+        if name == "loss-high-for-accuracy" and rise is not None and rise[0].level == "warning":
             return True
         return any(
             event.cause == cause and event.level == "warning"

@@ -97,6 +97,14 @@ class Evidence:
         return any(record.values.get("temperature_at_edge", 1.0) != 0.0 for record in (self.reference, self.current))
 
     @property
+    def at_upper_bound(self) -> bool:
+        """Whether only the current best temperature lies outside, above the grid: the loss after one temperature is
+        smaller than measured then, and so is its change.
+        """
+        known = self.reference.values.get("temperature_at_edge", 1.0) == 0.0
+        return known and self.value("temperature_at_edge") == 1.0 and self.temperature > 1
+
+    @property
     def num_classes(self) -> int | None:
         """C, or None if it was neither measured nor told."""
         known = self.current.context.get("num_classes")

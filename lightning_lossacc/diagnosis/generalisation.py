@@ -11,11 +11,11 @@ from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.02
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
-# Of the items, how many may be a tail, and of the rise, how much they must carry.
-TAIL_SHARE, TAIL_CARRIES = 0.10, 0.75
-# Standard deviations by which targets are less likely than the probabilities allow for. Ordinary over-confidence has
-# fewer of them than allowed (0 … 1 for 3), tails 1.5 … 2 more (12 for 7), in trainings with either planted.
-TAIL_SCORE = 2.0
+# Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
+TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
+# Likelihood ratio of a tail. Trainings with over-confidence or overfitting and 1000 rows had 0 … 7, those with 3 %
+# wrong labels 15 … 180.
+TAIL_SCORE = 12.0
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -139,37 +139,35 @@ def _training_behind(evidence: Evidence) -> tuple[float, bool]:
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:
-    """A few rows that were given to another class with confidence all along carry the rise; for the others it is small.
+    """A few rows have labels that contradict the model, and they carry the rise; for the others it is small.
 
-    What it finds: items that at the reference already had an NLL above ln C + 1, at most a tenth of all, carry at least
-        75 % of the rise; and after the best temperature at least five targets have a probability under 2 %, more than
-        the model's own probabilities allow for (by 2 standard deviations).
+    What it finds: a mixture of the model's probabilities, at their best temperature, and of a small share of arbitrary
+        labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12 or
+        more), and the rows of that share carry at least half of the rise; of one evaluation, half of the loss.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
-        is as good as it was.
-    Evidence it needs: paired rows and at most 64 classes.
+        is as good as it was, and a temperature makes all rows pay for a few.
+    Evidence it needs: logits of at most 64 classes; paired rows over an interval.
     What to do: look at the listed rows.
-    When it is wrong: over-confidence alone is carried by the rows that are wrong as well, hence the second condition.
-        The share of the worst 1 % proves nothing by itself, it is 50 … 130 % in ordinary runs; hence rows
-        are chosen by the reference and not by what became of them.
-    Reference: Northcutt et al. 2021 (label errors in test sets); Huber 1964.
+    When it is wrong: hard rows that are labelled right look the same. Over-confidence alone gives no such share: the
+        errors that a model may expect are explained by the temperature.
+    Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (label errors in test sets).
     """
-    if evidence.paired is None or evidence.is_static or evidence.nll_change <= 0:
+    tail = evidence.current.arrays.get("tail")
+    if not tail or not (tail["score"] >= TAIL_SCORE and TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]):
         return None
-    hard, items = evidence.paired.get("hard"), evidence.paired["items"]
-    if not hard or not 3 <= hard["items"] <= TAIL_SHARE * items or items < 100:
-        return None
-    share = hard["change"] / evidence.nll_change
-    excess, error = hard.get("observed", 0) - hard.get("expected", 0), hard.get("expected_error", math.inf)
-    if not (share >= TAIL_CARRIES and hard.get("observed", 0) >= 5 and excess >= TAIL_SCORE * error):
+    if evidence.is_static:
+        carried, whole = tail["loss"], evidence.value("nll")
+    else:
+        carried, whole = (evidence.paired or {}).get("tail_change", math.nan), evidence.nll_change
+    if not (whole > 0 and carried >= TAIL_CARRIES * whole):
         return None
     return Cause(
         "hard-tail",
-        share=min(1.0, share),
+        share=min(1.0, carried / whole),
         evidence=(
-            f"{hard['items']} of {items} items, wrong with confidence at epoch {evidence.reference.epoch} already, "
-            f"carry {hard['change']:+.4f} of {evidence.nll_change:+.4f} nats",
-            f"all others changed by {evidence.nll_change - hard['change']:+.4f} · {hard['observed']:.0f} targets have "
-            f"a probability under 2 % after the best temperature, {hard['expected']:.1f} would be usual",
+            f"about {100 * tail['share']:.1f} % of the rows have a label that contradicts the model (likelihood ratio "
+            f"{tail['score']:.0f}); they carry {carried:.4f} of {whole:.4f} nats",
+            f"best temperature {tail['temperature']:.2f} without them, {evidence.temperature:.2f} with them",
         ),
     )
 

@@ -11,7 +11,8 @@ from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 LOW_RATIO = 3e-4
-DEAD_SHARE = 0.9
+DEAD_SHARE, ALIVE_SHARE = 0.9, 0.5
+VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
 
@@ -60,19 +61,19 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, or the validation loss swings with it.
+        rises and swings, or the validation loss swings with it. Or the network broke: after such updates a layer died
+        that had been alive, or all updates vanished at the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
     When it is wrong: very small batches make the training loss swing as well; then a larger batch helps alike.
     Reference: Bengio 2012; Smith 2017.
     """
+    broken = _broken(evidence)
+    if broken is not None:
+        return broken
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
-    highest = max(evidence.context_column("update_ratio"), default=math.nan)
-    if _is_dead(evidence) and highest >= 2 * HIGH_RATIO:
-        line = f"units died after updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
-        return Cause("learning-rate-too-high", math.nan, (line,))
     if len(train) < 4 or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
@@ -84,7 +85,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
-    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
+    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and level > 0.2 * prior
+    # At the level of guessing inputs that say nothing are as likely, unless the updates are far too large.
+    stalls &= level < 0.9 * prior or ratio >= 2 * HIGH_RATIO
     swings = evidence.details.get("swing", 0.0) > 0
     # Without the size of the updates unrest has to be larger to be told from small batches.
     both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
@@ -101,6 +104,27 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     if math.isfinite(rate):
         lines.append(f"learning rate {rate:.3g}")
     return Cause("learning-rate-too-high", share=math.nan, evidence=tuple(lines))
+
+
+def _broken(evidence: Evidence) -> Cause | None:
+    """Large updates after which nothing moves any more: units died in training, or no gradient passes."""
+    steps = [record.context.get("update_ratio_max", math.nan) for record in evidence.series]
+    highest = max(filter(math.isfinite, steps), default=math.nan)
+    if not highest >= HIGH_RATIO or _shrunk(evidence):
+        return None
+    moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
+    shares = _silent_shares(evidence)
+    if _is_dead(evidence) and shares and shares[0] < ALIVE_SHARE:
+        line = (
+            f"{100 * shares[0]:.0f} % of the units of the worst layer were dead at first, {100 * shares[-1]:.0f} % now"
+        )
+        return Cause("learning-rate-too-high", math.nan, (f"units died after {moved}", line))
+    ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
+    still = bool(rates) and rates[-1] > 0.5 * max(rates)
+    if still and ratio < VANISHED * highest and evidence.value("refinement_nll") > 0.9 * evidence.label_entropy:
+        line = f"an update moves the weights by {100 * ratio:.2g} % of their size now, at a learning rate of {rates[-1]:.3g}"
+        return Cause("learning-rate-too-high", math.nan, (f"after {moved} no gradient passes", line))
+    return None
 
 
 def learning_rate_too_low(evidence: Evidence) -> Cause | None:
@@ -200,6 +224,15 @@ def _shrunk(evidence: Evidence) -> bool:
 
 def _is_dead(evidence: Evidence) -> bool:
     return any(evidence.recent_context(key, 2) >= DEAD_SHARE for key in ("dead_units", "saturated_units"))
+
+
+def _silent_shares(evidence: Evidence) -> list[float]:
+    """Share of dead or saturated units in the worst layer at each evaluation that knows it."""
+    found = [
+        [record.context[key] for key in ("dead_units", "saturated_units") if key in record.context]
+        for record in evidence.series
+    ]
+    return [max(shares) for shares in found if shares]
 
 
 def _swing(values: list[float]) -> float:
