@@ -144,6 +144,16 @@ SHIFTED = STATE.but(
     }
 )
 UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"update_ratio": 0.05, "learning_rate": 0.1})
+DIED = STATE.but(
+    context={"dead_units": 1.0, "update_ratio_max": 0.05, "update_ratio": 1e-4},
+    first={"dead_units": 0.2},
+    train=(2.3,) * 4,
+)
+STILL = STATE.but(
+    values={"nll": 2.31, "refinement_nll": 2.30},
+    context={"update_ratio": 1e-6, "update_ratio_max": 0.05, "learning_rate": 0.1},
+    train=(2.3,) * 4,
+)
 SLOW = STATE.but(
     values={"refinement_nll": 2.2, "nll": 2.3}, context={"update_ratio": 1e-6, "learning_rate": 1e-7}, train=(2.3,) * 4
 )
@@ -254,10 +264,17 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "others rise as well": TAILED.but(paired={"tail_change": 0.04}),
             "not a few": TAILED.but(arrays={"tail": TAIL | {"share": 0.2}}),
             "single rows": TAILED.but(arrays={"tail": TAIL | {"share": 0.001}}),
+            "not there before": TAILED.but(before_arrays={"tail": TAIL | {"score": 2.0}}),
             "as likely without": TAILED.but(arrays={"tail": TAIL | {"score": 8.0}}),
         },
     ),
-    "leakage": (DUPLICATED, {"a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02})}),
+    "leakage": (
+        DUPLICATED,
+        {
+            "a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02}),
+            "collapsed": DUPLICATED.but(values={"predicted_majority_rate": 1.0}),
+        },
+    ),
     "prior-shift": (
         SHIFTED,
         {
@@ -336,6 +353,11 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "learning-rate-too-high": (
         UNREST,
         {
+            "dead from the start": DIED.but(first={"dead_units": 0.95}),
+            "died of small steps": DIED.but(context={"update_ratio_max": 1e-3}),
+            "the steps go on": STILL.but(context={"update_ratio": 1e-3}),
+            "the rate fell as well": STILL.but(first={"learning_rate": 1.0}),
+            "something was learnt": STILL.but(values={"refinement_nll": 1.5}),
             "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),
             "nothing left to lose": UNREST.but(train=(1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)),
@@ -424,6 +446,14 @@ def test_no_rule_fails_on_what_was_not_measured(cause: str) -> None:
 def test_label_noise_without_a_probe_says_what_is_not_excluded() -> None:
     found = RULES["label-noise"](BEHIND.evidence())
     assert found is not None and "augmentation is not excluded" in found.against[0]
+
+
+@pytest.mark.parametrize(("situation", "words"), [(DIED, "units died after"), (STILL, "no gradient passes")])
+def test_a_network_that_large_steps_broke(situation: Situation, words: str) -> None:
+    """Its updates are small now; what they were, and what became of it, names the rate."""
+    found = RULES["learning-rate-too-high"](situation.evidence())
+    assert found is not None and words in found.evidence[0] and "5 %" in found.evidence[0]
+    assert find_causes("accuracy-stuck", situation.evidence())[0].cause == "learning-rate-too-high"
 
 
 def test_drifting_batch_norm_is_named_without_a_probe() -> None:

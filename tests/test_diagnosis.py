@@ -153,7 +153,7 @@ def test_without_pairs_no_cause_is_named() -> None:
 
 
 def test_beyond_the_grid_the_loss_after_one_temperature_is_an_upper_bound() -> None:
-    """Scale alone grows, past the largest temperature: what is measured there is enough to say that it is confidence."""
+    """Scale alone grows, past the largest temperature: what is measured there is enough to call it confidence."""
     run = Simulation()
     run.run(50, lambda epoch: 1.0 + 0.8 * max(0, epoch - 20), learning)
     beyond = [event for event in warnings_of(run.events) if event.evidence["temperature_after"] == 8.0]

@@ -1,200 +1,106 @@
-"""The programs (data set and network) and, for each cause, how it is planted in them.
-
-Programs of the part "dev" served to choose limits; those of "report" were only ever judged. No program, data set or
-seed is in both.
-"""
+"""For each cause, how it is planted in a program; recipes alternate with the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from planted import data, networks
-from planted.networks import Shape
+from torch import nn
+
 from planted.plan import Plan
-
-Part = str
-PROGRAMS: dict[Part, dict[str, Plan]] = {
-    "dev": {
-        "vectors-mlp": Plan(
-            "vectors-mlp", "healthy", 0, data.Vectors, networks.mlp, learning_rate=2e-3, rows=768, epochs=16
-        ),
-        "digits-conv": Plan(
-            "digits-conv",
-            "healthy",
-            0,
-            data.Digits,
-            networks.convolution,
-            Shape(width=32),
-            learning_rate=2e-3,
-            rows=768,
-            epochs=16,
-        ),
-    },
-    "report": {
-        "images-conv": Plan(
-            "images-conv",
-            "healthy",
-            0,
-            data.Images,
-            networks.convolution,
-            Shape(width=32),
-            1.4,
-            learning_rate=2e-3,
-            rows=768,
-            epochs=16,
-        ),
-        "sequences-gru": Plan(
-            "sequences-gru",
-            "healthy",
-            0,
-            data.Sequences,
-            networks.Recurrent,
-            Shape(width=48),
-            learning_rate=6e-3,
-            rows=768,
-            epochs=16,
-        ),
-        "tokens-transformer": Plan(
-            "tokens-transformer",
-            "healthy",
-            0,
-            data.Tokens,
-            networks.Transformer,
-            Shape(width=32),
-            1.3,
-            learning_rate=2e-3,
-            rows=768,
-            epochs=16,
-        ),
-        "cells-mlp": Plan(
-            "cells-mlp",
-            "healthy",
-            0,
-            data.Cells,
-            networks.mlp,
-            Shape(depth=3, width=48),
-            0.7,
-            learning_rate=2e-3,
-            rows=768,
-            epochs=16,
-        ),
-    },
-}
-# Seeds of one part never meet those of the other.
-FIRST_SEED = {"dev": 0, "report": 1000}
-
-
-# Noise at which weights for rare classes cost accuracy.
-HARDER = {
-    "vectors-mlp": 1.25,
-    "digits-conv": 1.8,
-    "images-conv": 1.2,
-    "sequences-gru": 1.4,
-    "tokens-transformer": 1.5,
-    "cells-mlp": 3.5,
-}
-
-
-def prior(classes: int, first: float) -> tuple[float, ...]:
-    """Shares of the classes: `first`, and the rest alike."""
-    return (first, *[(1 - first) / (classes - 1)] * (classes - 1))
-
-
-def _shape(plan: Plan, **changes: Any) -> Shape:
-    return replace(plan.shape, **changes)
-
-
-def _classes(plan: Plan) -> int:
-    return plan.source.num_classes  # type: ignore[attr-defined]
+from planted.programs import FIRST_SEED, PROGRAMS, Part, classes, prior, reshaped, with_seed
 
 
 def over_confidence(plan: Plan) -> Plan:
-    """Trained on long after the answers stopped changing."""
-    return replace(plan, rows=512, epochs=36, learning_rate=2.5 * plan.learning_rate, noise=0.8 * plan.noise)
+    """A factor of the logits that learns too fast on few rows; or trained on long after answers stopped changing."""
+    if plan.seed % 3 == 1:
+        shared = replace(plan, rows=400, before=8, before_rows=1200, epochs=26, noise=0.8 * plan.noise)
+        shape = reshaped(plan, logit_scale=1.0)
+        return replace(shared, learning_rate=0.4 * plan.learning_rate, scale_rate=0.05, shape=shape)
+    return replace(plan, rows=500, epochs=40, learning_rate=2.5 * plan.learning_rate, noise=0.8 * plan.noise)
 
 
 def overfitting(plan: Plan) -> Plan:
-    """A wide network and few noisy rows; smoothing keeps the logits small, so that what grows was learnt wrongly."""
-    shape = _shape(plan, width=2 * plan.shape.width)
-    return replace(
-        plan,
-        rows=500,
-        epochs=24,
-        noise=1.4 * plan.noise,
-        smoothing=0.2,
-        learning_rate=2.5 * plan.learning_rate,
-        shape=shape,
-    )
+    """Few rows, learnt by heart by a trained network or from the start; smoothing keeps the logits small."""
+    shared = replace(plan, rows=300, epochs=28, batch=32, learning_rate=2 * plan.learning_rate, smoothing=0.25)
+    if plan.seed % 3:
+        noise = (1.2 if plan.seed % 2 else 1.0) * plan.noise
+        return replace(shared, before=8, before_rows=1200, blur=0.2, noise=noise)
+    return replace(shared, epochs=40, smoothing=0.3, blur=0.3, shape=reshaped(plan, width=2 * plan.shape.width))
 
 
 def label_noise(plan: Plan) -> Plan:
     """Three of ten training labels are another class, and there is time to learn them."""
-    return replace(
-        plan, label_noise=0.3, epochs=30, rows=512, learning_rate=2 * plan.learning_rate, shape=_shape(plan, width=64)
-    )
+    share = 0.2 if plan.seed % 2 else 0.3
+    rate, shape = 2 * plan.learning_rate, reshaped(plan, width=64)
+    return replace(plan, label_noise=share, epochs=36, rows=512, learning_rate=rate, shape=shape)
 
 
 def hard_tail(plan: Plan) -> Plan:
     """A few rows of the world carry a wrong label; the training rows do not."""
-    return replace(plan, tail=0.03, epochs=26, noise=0.5 * plan.noise, learning_rate=2 * plan.learning_rate)
+    share = 0.05 if plan.seed % 2 else 0.03
+    return replace(plan, tail=share, epochs=30, noise=0.4 * plan.noise, rows=768, learning_rate=2 * plan.learning_rate)
 
 
 def leakage(plan: Plan) -> Plan:
-    """All validation rows are training rows."""
-    return replace(plan, leak=1.0, epochs=26, learning_rate=2 * plan.learning_rate, noise=1.2 * plan.noise)
+    """All validation rows are training rows, or half of them."""
+    rows = 600 if plan.seed % 2 else plan.val_rows
+    shared = replace(plan, rows=rows, epochs=36, learning_rate=2.5 * plan.learning_rate, blur=0.15)
+    return replace(shared, leak=0.6) if plan.seed % 2 else replace(shared, leak=1.0)
 
 
 def prior_shift(plan: Plan) -> Plan:
     """Classes are alike in training and not in validation, or the other way round."""
-    shifted = prior(_classes(plan), 0.8)
-    if plan.seed % 2:
-        return replace(plan, val_prior=shifted)
-    return replace(plan, train_prior=shifted)
+    shifted = prior(plan, 0.8)
+    return replace(plan, val_prior=shifted) if plan.seed % 2 else replace(plan, train_prior=shifted)
 
 
 def capacity_limit(plan: Plan) -> Plan:
     """One unit before the head (two for many classes), rows in plenty."""
-    units = 1 if _classes(plan) <= 5 else 2
-    return replace(plan, rows=1200, learning_rate=3 * plan.learning_rate, shape=_shape(plan, bottleneck=units))
+    units = 1 if classes(plan) <= 6 else 2
+    return replace(
+        plan,
+        rows=768,
+        epochs=28,
+        noise=0.7 * plan.noise,
+        learning_rate=2.5 * plan.learning_rate,
+        shape=reshaped(plan, bottleneck=units),
+    )
 
 
 def majority_collapse(plan: Plan) -> Plan:
     """One class in nearly all rows, and features that hardly tell the others."""
-    rare = prior(_classes(plan), 0.95)
-    return replace(plan, train_prior=rare, val_prior=rare, noise=3 * plan.noise, epochs=12, weight_decay=1e-3)
+    rare = prior(plan, 0.95)
+    shared = replace(plan, train_prior=rare, val_prior=rare, epochs=16, weight_decay=1e-3)
+    return replace(shared, blur=0.9) if plan.seed % 2 else replace(shared, noise=3 * plan.noise, blur=0.5)
 
 
 def class_imbalance(plan: Plan) -> Plan:
     """One class in most rows; the others are found now and then."""
-    rare = prior(_classes(plan), 0.85)
-    return replace(
-        plan,
-        train_prior=rare,
-        val_prior=rare,
-        noise=(1.0 if plan.network is networks.convolution else 1.5) * plan.noise,
-        rows=1000,
-    )
+    rare = prior(plan, 0.85 if classes(plan) == 2 else 0.82)
+    shared = replace(plan, train_prior=rare, val_prior=rare, rows=1100)
+    return replace(shared, noise=0.8 * plan.noise, blur=0.45) if plan.seed % 2 else replace(shared, blur=0.35)
 
 
 def class_trade_off(plan: Plan) -> Plan:
-    """A network that knows the class shares alone is trained on with weights for the rare classes."""
-    many = _classes(plan) > 5
-    share = prior(_classes(plan), 0.7)
-    weights = (1.0, *[12.0 if many else 6.0] * (_classes(plan) - 1))
-    return replace(
+    """A network that faintly gives all to the frequent class is trained with weights for the rare ones, or drawn so."""
+    share = 0.75
+    changes = {"learning_rate": 0.7 * plan.learning_rate}
+    shared = replace(
         plan,
-        train_prior=share,
-        val_prior=share,
-        noise=HARDER[plan.program] * plan.noise,
-        rows=1000,
-        before=6 if many else 4,
-        before_rate=3e-4,
-        learning_rate=1e-5,
+        train_prior=prior(plan, share),
+        val_prior=prior(plan, share),
+        noise=1.3 * plan.noise,
+        blur=0.2,
+        rows=1200,
+        learning_rate=1e-6,
         epochs=16,
-        later=(5, {"learning_rate": 2e-3 if many else 1e-3, "class_weights": weights}),
+        shape=reshaped(plan, frequent=0.2),
     )
+    if plan.seed % 2:
+        return replace(shared, balanced=True, later=(5, changes))
+    weights = (1.0, *[10.0] * (classes(plan) - 1))
+    return replace(shared, later=(5, changes | {"class_weights": weights}))
 
 
 def nothing_learned(plan: Plan) -> Plan:
@@ -205,27 +111,27 @@ def nothing_learned(plan: Plan) -> Plan:
 
 
 def label_mapping_mismatch(plan: Plan) -> Plan:
-    """Validation numbers its classes from another start."""
-    return replace(plan, shifted=True, epochs=12)
+    """Validation numbers its classes from another start, or exchanges two."""
+    return replace(plan, swapped=True) if plan.seed % 2 else replace(plan, shifted=True)
 
 
 def validation_too_small(plan: Plan) -> Plan:
-    """Sixteen validation rows."""
-    return replace(plan, val_rows=16)
+    """A dozen to three dozen validation rows."""
+    return replace(plan, val_rows=(12, 24, 36)[plan.seed % 3])
 
 
 def learning_rate_too_high(plan: Plan) -> Plan:
     """The step is tens of times too long."""
     if plan.seed % 2:
-        return replace(plan, learning_rate=0.06)
-    return replace(plan, optimizer="sgd", momentum=0.9, learning_rate=0.3)
+        return replace(plan, learning_rate=0.05, epochs=24)
+    return replace(plan, optimizer="sgd", momentum=0.9, learning_rate=0.4, epochs=24)
 
 
 def learning_rate_too_low(plan: Plan) -> Plan:
     """The step is a hundred times too short."""
     if plan.seed % 2:
-        return replace(plan, learning_rate=2e-5)
-    return replace(plan, optimizer="sgd", momentum=0.0, learning_rate=2e-3)
+        return replace(plan, learning_rate=1e-5, epochs=24)
+    return replace(plan, optimizer="sgd", momentum=0.0, learning_rate=5e-4, epochs=24)
 
 
 def blow_up(plan: Plan) -> Plan:
@@ -234,24 +140,29 @@ def blow_up(plan: Plan) -> Plan:
 
 
 def dead_activations(plan: Plan) -> Plan:
-    """The last hidden layer starts far below zero."""
-    return replace(plan, shape=_shape(plan, hidden_bias=-20.0), epochs=12)
+    """The last hidden layer starts far below zero; or its units are tanh, and start far out or with huge weights."""
+    if plan.seed % 4 == 1:
+        return replace(plan, shape=reshaped(plan, hidden_bias=20.0, activation=nn.Tanh))
+    if plan.seed % 4 == 3:
+        return replace(plan, shape=reshaped(plan, hidden_bias=1e3, hidden_gain=200.0, activation=nn.Tanh))
+    return replace(plan, shape=reshaped(plan, hidden_bias=-20.0))
 
 
 def over_regularisation(plan: Plan) -> Plan:
     """Weight decay, or dropout, that leaves little to learn with."""
+    shared = replace(plan, rows=900, epochs=30)
     if plan.seed % 3 == 0:
-        return replace(plan, optimizer="sgd", momentum=0.9, learning_rate=0.03, weight_decay=0.1)
+        return replace(shared, optimizer="sgd", momentum=0.9, learning_rate=0.03, weight_decay=0.06)
     if plan.seed % 3 == 1:
-        return replace(plan, learning_rate=2e-3, weight_decay=0.1)
-    return replace(plan, learning_rate=2e-3, shape=_shape(plan, dropout=0.9))
+        return replace(shared, learning_rate=2e-3, weight_decay=0.03)
+    return replace(shared, learning_rate=2e-3, shape=reshaped(plan, dropout=0.9))
 
 
 def loss_mismatch(plan: Plan) -> Plan:
     """The logged validation loss holds class weights, smoothing or a penalty."""
     kind = plan.seed % 3
     if kind == 0:
-        weights = (5.0, *[1.0] * (_classes(plan) - 1))
+        weights = (5.0, *[1.0] * (classes(plan) - 1))
         return replace(plan, class_weights=weights, logged_loss="weighted")
     if kind == 1:
         return replace(plan, smoothing=0.1, logged_loss="smoothed")
@@ -260,7 +171,7 @@ def loss_mismatch(plan: Plan) -> Plan:
 
 def double_softmax(plan: Plan) -> Plan:
     """The network ends in a softmax, and the loss takes another."""
-    return replace(plan, shape=_shape(plan, softmax=True), learning_rate=2 * plan.learning_rate)
+    return replace(plan, shape=reshaped(plan, softmax=True), learning_rate=2 * plan.learning_rate, epochs=24)
 
 
 def wrong_accuracy(plan: Plan) -> Plan:
@@ -270,40 +181,43 @@ def wrong_accuracy(plan: Plan) -> Plan:
 
 def train_eval_mismatch(plan: Plan) -> Plan:
     """Batch normalisation whose running statistics hardly move."""
-    return replace(plan, shape=_shape(plan, norm=1e-4))
+    return replace(plan, shape=reshaped(plan, norm=5e-4 if plan.seed % 2 else 1e-4), noise=0.7 * plan.noise)
 
 
 def under_confidence(plan: Plan) -> Plan:
     """Strong smoothing or mixup."""
-    if plan.seed % 2:
-        return replace(plan, mixup=1.5)
-    return replace(plan, smoothing=0.4)
+    shared = replace(plan, epochs=28, rows=900, noise=0.7 * plan.noise)
+    return replace(shared, mixup=1.5) if plan.seed % 2 else replace(shared, smoothing=0.4)
 
 
 def scale_growth(plan: Plan) -> Plan:
-    """The training loss divides the logits by five and the evaluation does not: they grow while the answers improve."""
-    return replace(plan, train_temperature=5.0)
+    """The training loss divides the logits and the evaluation does not: they grow while the answers improve."""
+    divisor, rate = (3.0, 0.5 * plan.learning_rate) if plan.seed % 2 else (4.0, 0.3 * plan.learning_rate)
+    return replace(plan, train_temperature=divisor, rows=1200, epochs=24, blur=0.15, learning_rate=rate)
 
 
 def confidence_growth(plan: Plan) -> Plan:
     """Easy rows: all right early, and surer from then on."""
-    return replace(plan, noise=0.4 * plan.noise, learning_rate=5e-4)
+    return replace(plan, noise=0.4 * plan.noise, learning_rate=plan.learning_rate / 4, rows=900, epochs=30)
 
 
 def unconfident_shift(plan: Plan) -> Plan:
-    """A far too confident network is trained on with far too much dropout and decay."""
-    dense = plan.network is networks.mlp
-    dropout = 0.9 if dense else 0.5 if plan.network is networks.convolution and _classes(plan) > 5 else 0.85
-    changes = {"dropout": dropout, "weight_decay": 0.03, "learning_rate": 3e-3 if dense else 2e-3}
-    return replace(
+    """A far too confident network of many rows is trained on with few, and wrong labels or hard dropout."""
+    shared = replace(
         plan,
-        shape=_shape(plan, dropout=1e-6),
-        before=25,
-        before_temperature=4.0,
-        learning_rate=1e-5,
-        epochs=16,
-        later=(5, changes),
+        shape=reshaped(plan, dropout=1e-6),
+        blur=0.1,
+        rows=400,
+        before=12,
+        before_rows=1600,
+        before_temperature=5.0,
+        learning_rate=1e-6,
+        epochs=20,
     )
+    changes = {"smoothing": 0.3, "learning_rate": 2 * plan.learning_rate}
+    if plan.seed % 2:
+        return replace(shared, later=(5, changes | {"dropout": 0.8, "weight_decay": 0.02}))
+    return replace(shared, label_noise=0.35, later=(5, changes))
 
 
 FAULTS: dict[str, Callable[[Plan], Plan]] = {
@@ -337,13 +251,18 @@ FAULTS: dict[str, Callable[[Plan], Plan]] = {
         unconfident_shift,
     )
 }
-# Where a cause cannot be planted: one unit tells two classes apart, and easy data lose no accuracy.
+# Where a cause cannot be planted: one unit tells two classes apart, or the four of two marks; of two classes the
+# weights that cost accuracy cost loss; and where sequences are learnt, accuracy rises for as long as confidence,
+# and what is learnt by heart is wrong.
 IMPOSSIBLE = {
     ("capacity-limit", "cells-mlp"),
+    ("capacity-limit", "marks-lstm"),
+    ("capacity-limit", "visits-transformer"),
     ("class-trade-off", "cells-mlp"),
-    ("class-trade-off", "tokens-transformer"),
-    ("unconfident-shift", "cells-mlp"),
-    ("unconfident-shift", "tokens-transformer"),
+    ("class-trade-off", "visits-transformer"),
+    ("confidence-growth", "marks-lstm"),
+    ("confidence-growth", "visits-transformer"),
+    ("over-confidence", "marks-lstm"),
 }
 
 
@@ -361,6 +280,5 @@ def plans(part: Part, causes: list[str], seeds: int) -> list[Plan]:
         for cause in causes:
             possible = [plan for name, plan in PROGRAMS[part].items() if (cause, name) not in IMPOSSIBLE]
             seed = FIRST_SEED[part] + turn // len(possible)
-            plan = replace(possible[turn % len(possible)], cause=cause, seed=seed)
-            found.append(FAULTS[cause](plan))
+            found.append(FAULTS[cause](with_seed(possible[turn % len(possible)], cause, seed)))
     return found

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from planted.data import Pool, Source
 from planted.networks import LogitScale
@@ -158,6 +158,9 @@ def rows_of(plan: Plan, source: Source, pool: Pool, rows: int) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(1000 * plan.seed + ("train", "val", "fresh").index(pool))
     prior = plan.train_prior if pool == "train" else plan.val_prior
     inputs, target = source.sample(rows, generator, prior, pool)
+    if plan.blur:
+        blurred = torch.randperm(rows, generator=generator)[: round(plan.blur * rows)]
+        target[blurred] = target[blurred[torch.randperm(len(blurred), generator=generator)]]
     labels = target
     if pool == "train":
         labels = wrong_labels(target, plan.label_noise, source.num_classes, generator)
@@ -165,6 +168,8 @@ def rows_of(plan: Plan, source: Source, pool: Pool, rows: int) -> tuple[Tensor, 
         labels = wrong_labels(target, plan.tail, source.num_classes, generator)
         if plan.shifted:
             labels = (labels + 1) % source.num_classes
+        if plan.swapped:
+            labels = torch.where(labels < 2, 1 - labels, labels)
     if plan.constant_inputs:
         inputs = torch.zeros_like(inputs)
     if plan.shuffled:
@@ -179,11 +184,16 @@ def loaders(plan: Plan, source: Source) -> tuple[DataLoader, DataLoader, DataLoa
     leaked = min(round(plan.leak * plan.val_rows), plan.rows)
     if leaked:
         inputs[:leaked], labels[:leaked] = val_inputs[:leaked], val_labels[:leaked]
-    train = DataLoader(Rows(inputs, labels, plan.augment), plan.batch, shuffle=True, collate_fn=_same)
+    rows = Rows(inputs, labels, plan.augment)
+    if plan.balanced:
+        weights = (1 / labels.bincount(minlength=source.num_classes).clamp(min=1))[labels]
+        train = DataLoader(rows, plan.batch, sampler=WeightedRandomSampler(weights, len(rows)), collate_fn=_same)
+    else:
+        train = DataLoader(rows, plan.batch, shuffle=True, collate_fn=_same)
     val = DataLoader(Rows(val_inputs, val_labels), VAL_BATCH, collate_fn=_same)
     known = Rows(inputs[:PROBE_ROWS], labels[:PROBE_ROWS])
     return train, val, DataLoader(known, VAL_BATCH, collate_fn=_same)
 
 
 PROBE_ROWS = 300
-VAL_BATCH = 512
+VAL_BATCH = 448

@@ -1,8 +1,8 @@
 """Which causes are true of a kept run, by its fresh sample: whether the planted one showed, and what came with it.
 
-A fault that was planted need not show (a network may shrug off a long step); such runs are counted apart. And one fault
-may bring another (a long step kills units), which the fresh sample shows as well; naming that is not wrong.
-Losses in nats.
+A fault that was planted need not show (a network may shrug off a long step); such runs are counted apart. To count as
+shown, a planted fault must change a loss on fresh rows by at least two practical floors; to hold beside it, a cause
+needs one. For one fault may bring another (a long step kills units), and naming that is not wrong. Losses in nats.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 Run = dict[str, Any]
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 0.05, 0.01
+# Practical floors that a planted fault must reach to be shown, and any cause to hold.
+SHOWN, HOLDS = 2.0, 1.0
 # Beyond the limits of the definition by so much that 20 000 rows leave no doubt about the side.
 SMALL_SHARE, LARGE_SHARE = 0.20, 0.55
 # Between these either neighbour is a fair name.
@@ -41,12 +43,15 @@ def rise(run: Run) -> tuple[float, float, float]:
     )
 
 
-def share_left(run: Run) -> float:
-    """Share of the rise that one temperature does not take back; NaN without a rise worth the name."""
+def rises(run: Run, floors: float) -> bool:
+    """Whether the loss rose by so many floors."""
+    return rise(run)[0] >= floors * _limit(run)
+
+
+def share_left(run: Run, floors: float = SHOWN) -> float:
+    """Share of the rise that one temperature does not take back; NaN without a rise of so many floors."""
     loss, refined, _ = rise(run)
-    if not loss >= _limit(run):
-        return math.nan
-    return refined / loss
+    return refined / loss if rises(run, floors) else math.nan
 
 
 def _paths(run: Run) -> list[dict[str, float]]:
@@ -78,174 +83,198 @@ def _without(run: Run) -> bool:
     return run["truth"].get("without", {"nll": math.inf})["nll"] < 0.9 * lowest
 
 
-def over_confidence(run: Run) -> bool:
+def _accuracy_without(run: Run) -> float:
+    return run["truth"].get("without", {"accuracy": 0.0})["accuracy"]
+
+
+def over_confidence(run: Run, floors: float = SHOWN) -> bool:
     """The loss rose, and less than a fifth of the rise is left after one temperature."""
-    return share_left(run) < SMALL_SHARE
+    return share_left(run, floors) < SMALL_SHARE
 
 
-def overfitting(run: Run) -> bool:
+def overfitting(run: Run, floors: float = SHOWN) -> bool:
     """The loss rose, and more than 55 % of the rise is left after one temperature."""
-    return share_left(run) > LARGE_SHARE
+    return share_left(run, floors) > LARGE_SHARE
 
 
-def label_noise(run: Run) -> bool:
+def label_noise(run: Run, floors: float = SHOWN) -> bool:
     """Training labels are wrong, and the loss rose on fresh rows with right labels."""
-    return run["plan"]["label_noise"] > 0 and rise(run)[0] >= _limit(run)
+    return run["plan"]["label_noise"] > 0 and rises(run, floors)
 
 
-def hard_tail(run: Run) -> bool:
-    """The loss of all rows rose by a floor, and that of the rightly labelled rows by less than a quarter as much."""
+def hard_tail(run: Run, floors: float = SHOWN) -> bool:
+    """The loss of all rows rose, and that of the rightly labelled rows by less than a quarter as much."""
     best, end = run["truth"]["best"], run["truth"]["end"]
     loss = rise(run)[0]
-    return "clean_nll" in best and loss >= _limit(run) and end["clean_nll"] - best["clean_nll"] < 0.25 * loss
+    return "clean_nll" in best and rises(run, floors) and end["clean_nll"] - best["clean_nll"] < 0.25 * loss
 
 
-def leakage(run: Run) -> bool:
-    """Fresh rows have at least 20 % more loss than the validation rows, and less accuracy."""
+def leakage(run: Run, floors: float = SHOWN) -> bool:
+    """Fresh rows have at least 20 % and two floors more loss than the validation rows, and two points less accuracy."""
     end, last = run["truth"]["end"], _last(run)["values"]
-    return run["plan"]["leak"] > 0 and end["nll"] > 1.2 * last["nll"] and end["accuracy"] < last["accuracy"] - 0.02
+    if not (run["plan"]["leak"] > 0 and end["finite"]):
+        return False
+    more = end["nll"] - last["nll"] > max(0.2 * last["nll"], 2 * floor(end["nll"]))
+    return more and end["accuracy"] < last["accuracy"] - 0.02
 
 
-def prior_shift(run: Run) -> bool:
+def prior_shift(run: Run, floors: float = SHOWN) -> bool:
     """Class shares differ between training and validation, and a bias saves 5 % of the loss beyond one temperature."""
     end = run["truth"]["end"]
     shifted = run["plan"]["train_prior"] != run["plan"]["val_prior"]
-    return shifted and end["finite"] == 1 and end["bias_gain"] > floor(end["nll"])
+    return shifted and end["finite"] == 1 and end["bias_gain"] > floors * floor(end["nll"])
 
 
-def capacity_limit(run: Run) -> bool:
+def capacity_limit(run: Run, floors: float = SHOWN) -> bool:
     """A network without the bottleneck is at least 5 points more accurate, and has a tenth less loss."""
     best = max((point["accuracy"] for point in _paths(run)), default=1.0)
-    without = run["truth"].get("without", {"accuracy": 0.0})
-    return run["plan"]["shape"]["bottleneck"] > 0 and _without(run) and without["accuracy"] > best + 0.05
+    return run["plan"]["shape"]["bottleneck"] > 0 and _without(run) and _accuracy_without(run) > best + 0.05
 
 
-def majority_collapse(run: Run) -> bool:
-    """Nearly all fresh rows are given one class at the end, or were for three evaluations."""
+def majority_collapse(run: Run, floors: float = SHOWN) -> bool:
+    """Nearly all fresh rows are given one class at the end; to hold, they may have been so for three evaluations."""
     collapsed = [point["largest_predicted"] > 0.99 for point in _paths(run)]
-    return bool(collapsed) and (collapsed[-1] or sum(collapsed) >= 3)
+    return bool(collapsed) and (collapsed[-1] or (floors < SHOWN and sum(collapsed) >= 3))
 
 
-def class_imbalance(run: Run) -> bool:
+def class_imbalance(run: Run, floors: float = SHOWN) -> bool:
     """The mean recall is at least 15 points below the accuracy, and more than one class is predicted."""
     end = run["truth"]["end"]
     several = end["finite"] == 1 and end["largest_predicted"] < 0.99
     return several and end["accuracy"] - end["balanced_accuracy"] > 0.15
 
 
-def class_trade_off(run: Run) -> bool:
-    """From the second phase on the loss fell by a floor and the accuracy by a point."""
+def class_trade_off(run: Run, floors: float = SHOWN) -> bool:
+    """From the second phase on the loss fell, the accuracy by a point a floor, and the mean recall rose by 5 points."""
     ends = _at_phase(run)
-    return ends is not None and _fell(*ends)
+    return ends is not None and _fell(*ends, floors) and _recalls_rose(*ends)
 
 
-def _fell(before: dict[str, float], after: dict[str, float]) -> bool:
+def _fell(before: dict[str, float], after: dict[str, float], floors: float) -> bool:
     loss = before["nll"] - after["nll"]
-    return loss > floor(before["nll"]) and after["accuracy"] < before["accuracy"] - 0.01
+    return loss > floors * floor(before["nll"]) and after["accuracy"] < before["accuracy"] - 0.01 * floors
 
 
-def nothing_learned(run: Run) -> bool:
+def _recalls_rose(before: dict[str, float], after: dict[str, float]) -> bool:
+    return after["balanced_accuracy"] > before["balanced_accuracy"] + 0.05
+
+
+def nothing_learned(run: Run, floors: float = SHOWN) -> bool:
     """Never better than giving the class shares, by 2 % of their entropy and 3 points, or not for three evaluations."""
     entropy, largest = _entropy(run), run["truth"]["end"].get("largest_class", 1.0)
     nothing = [point["refined_nll"] > 0.98 * entropy and point["accuracy"] < largest + 0.03 for point in _paths(run)]
     return all(nothing) or sum(nothing[:-1]) >= 3
 
 
-def label_mapping_mismatch(run: Run) -> bool:
-    """With the training's numbering most rows would be right."""
+def label_mapping_mismatch(run: Run, floors: float = SHOWN) -> bool:
+    """With the training's numbering most rows would be right, and a tenth of all more than with validation's."""
     end = run["truth"]["end"]
-    return end.get("unshifted_accuracy", 0.0) > max(0.5, 2 * end.get("accuracy", 1.0))
+    return end.get("unshifted_accuracy", 0.0) > max(0.5, end.get("accuracy", 1.0) + 0.1)
 
 
-def validation_too_small(run: Run) -> bool:
+def validation_too_small(run: Run, floors: float = SHOWN) -> bool:
     """Fewer than 50 rows."""
     return run["plan"]["val_rows"] < 50
 
 
-def learning_rate_too_high(run: Run) -> bool:
-    """With a sound rate the lowest loss is at least a tenth lower."""
-    return run["cause"] == "learning-rate-too-high" and _without(run)
+def learning_rate_too_high(run: Run, floors: float = SHOWN) -> bool:
+    """With a sound rate the lowest loss is a tenth lower, and the accuracy two points above that at the end."""
+    accuracy = run["truth"]["end"].get("accuracy", 0.0)
+    return run["cause"] == "learning-rate-too-high" and _without(run) and accuracy < _accuracy_without(run) - 0.02
 
 
-def learning_rate_too_low(run: Run) -> bool:
+def learning_rate_too_low(run: Run, floors: float = SHOWN) -> bool:
     """With a sound rate the lowest loss is at least a tenth lower."""
     return run["cause"] == "learning-rate-too-low" and _without(run)
 
 
-def blow_up(run: Run) -> bool:
+def blow_up(run: Run, floors: float = SHOWN) -> bool:
     """Not finite at the end, or far above the loss of knowing nothing."""
     end = run["truth"]["end"]
     return not end["finite"] or (end["nll"] > 3 * _entropy(run) and end["refined_nll"] > 0.5 * _entropy(run))
 
 
-def dead_activations(run: Run) -> bool:
-    """Most units of one layer give zero for every fresh row."""
+def dead_activations(run: Run, floors: float = SHOWN) -> bool:
+    """Most units of one layer have no slope on fresh rows."""
     return run["truth"]["dead"] > 0.75
 
 
-def over_regularisation(run: Run) -> bool:
+def over_regularisation(run: Run, floors: float = SHOWN) -> bool:
     """Without it the lowest loss is at least a tenth lower; and what plants an unconfident shift is nothing else."""
     if run["cause"] == "unconfident-shift":
         return shown(run)
     return run["cause"] == "over-regularisation" and _without(run)
 
 
-def loss_mismatch(run: Run) -> bool:
+def loss_mismatch(run: Run, floors: float = SHOWN) -> bool:
     """The logged loss is not the NLL of the predictions, by 5 % of it."""
     last = _last(run)
     logged, nll = last["logged"].get("val_loss", math.nan), last["values"].get("nll", math.nan)
     return run["plan"]["logged_loss"] != "nll" and abs(logged - nll) > 0.05 * nll
 
 
-def double_softmax(run: Run) -> bool:
+def double_softmax(run: Run, floors: float = SHOWN) -> bool:
     """The network ends in a softmax."""
     return bool(run["plan"]["shape"]["softmax"])
 
 
-def wrong_accuracy(run: Run) -> bool:
+def wrong_accuracy(run: Run, floors: float = SHOWN) -> bool:
     """The logged accuracy differs from that of the predictions by at least two points."""
     last = _last(run)
     logged, accuracy = last["logged"].get("val_accuracy", math.nan), last["values"].get("accuracy", math.nan)
     return run["plan"]["logged_accuracy"] != "right" and abs(logged - accuracy) > 0.02
 
 
-def train_eval_mismatch(run: Run) -> bool:
-    """The same weights and fresh rows have a fifth less loss in training mode."""
+def train_eval_mismatch(run: Run, floors: float = SHOWN) -> bool:
+    """The same weights and fresh rows have a fifth less loss in training mode; to hold, training may divide logits
+    that evaluation does not.
+    """
     end = run["truth"]["end"]
+    if floors < SHOWN and run["plan"]["train_temperature"] != 1:
+        return True
     return "train_mode" in end and end["train_mode"]["finite"] == 1 and end["train_mode"]["nll"] < 0.8 * end["nll"]
 
 
-def under_confidence(run: Run) -> bool:
-    """One temperature below 0.85 saves a floor."""
+def under_confidence(run: Run, floors: float = SHOWN) -> bool:
+    """One temperature below 0.8 saves 15 % of the loss; to hold, one below 0.85 a floor."""
     end = run["truth"]["end"]
-    saved = end["nll"] - end["refined_nll"] if end["finite"] else 0.0
-    return end["finite"] == 1 and end["temperature"] < 0.85 and saved > floor(end["nll"])
+    if not end["finite"]:
+        return False
+    saved, few = end["nll"] - end["refined_nll"], floors < SHOWN
+    return end["temperature"] < (0.85 if few else 0.8) and saved > (floor(end["nll"]) if few else 0.15 * end["nll"])
 
 
-def scale_growth(run: Run) -> bool:
-    """The loss rose by a floor, and the loss after one temperature and the accuracy are better than at its minimum."""
-    loss, refined, accuracy = rise(run)
-    return loss >= _limit(run) and refined < 0 and accuracy > 0.003
+def scale_growth(run: Run, floors: float = SHOWN) -> bool:
+    """The loss rose while the loss after one temperature fell by a floor and accuracy rose by a point; to hold, fell
+    and rose at all.
+    """
+    _, refined, accuracy = rise(run)
+    if floors < SHOWN:
+        return rises(run, floors) and refined < 0 and accuracy > 0.003
+    return rises(run, floors) and refined <= -_limit(run) and accuracy >= 0.01
 
 
-def confidence_growth(run: Run) -> bool:
-    """From the first evaluation within half a point of the best accuracy, the loss fell by a floor."""
+def confidence_growth(run: Run, floors: float = SHOWN) -> bool:
+    """From the first evaluation within half a point of the best accuracy, with eight after it, the loss fell."""
     path = _paths(run)
     if not path:
         return False
     best = max(point["accuracy"] for point in path)
-    first = next(point for point in path if point["accuracy"] > best - 0.005)
-    after = min(point["nll"] for point in path)
-    return first["nll"] - after > floor(first["nll"]) and path[-1]["accuracy"] > best - 0.01
+    first = next(place for place, point in enumerate(path) if point["accuracy"] > best - 0.005)
+    fell = path[first]["nll"] - min(point["nll"] for point in path)
+    lasts = floors < SHOWN or len(path) - 1 - first >= 8
+    return lasts and fell > floors * floor(path[first]["nll"]) and path[-1]["accuracy"] > best - 0.01
 
 
-def unconfident_shift(run: Run) -> bool:
-    """From the second phase on loss and accuracy fell, and the loss after one temperature did not."""
+def unconfident_shift(run: Run, floors: float = SHOWN) -> bool:
+    """From the second phase on loss and accuracy fell, and neither loss after one temperature nor recalls gained."""
     ends = _at_phase(run)
-    return ends is not None and _fell(*ends) and ends[1]["refined_nll"] > ends[0]["refined_nll"] - 0.01
+    if ends is None or not _fell(*ends, floors) or _recalls_rose(*ends):
+        return False
+    return ends[1]["refined_nll"] > ends[0]["refined_nll"] - ABSOLUTE_FLOOR
 
 
-SYMPTOMS: dict[str, Callable[[Run], bool]] = {
+SYMPTOMS: dict[str, Callable[[Run, float], bool]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         over_confidence,
@@ -276,21 +305,17 @@ SYMPTOMS: dict[str, Callable[[Run], bool]] = {
         unconfident_shift,
     )
 }
-# Second phases are planted for one of these two; the fresh sample does not tell them apart in every other run.
-PHASED = ("class-trade-off", "unconfident-shift")
 
 
 def shown(run: Run) -> bool:
     """Whether the planted fault showed its symptom on fresh rows."""
-    return SYMPTOMS[run["cause"]](run)
+    return SYMPTOMS[run["cause"]](run, SHOWN)
 
 
 def true_causes(run: Run) -> set[str]:
     """All causes that hold on the fresh sample, the planted one among them if it showed."""
-    found = {name for name, symptom in SYMPTOMS.items() if name not in PHASED and symptom(run)}
-    if run["cause"] in PHASED and shown(run):
-        found.add(run["cause"])
-    share = share_left(run)
+    found = {name for name, symptom in SYMPTOMS.items() if symptom(run, HOLDS)}
+    share = share_left(run, HOLDS)
     if share == share:
         # Near a limit of the definitions, or between them.
         if share < 0.25 + UNCERTAIN:

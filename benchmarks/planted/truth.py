@@ -70,22 +70,36 @@ def measure(logits: Tensor, target: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def outputs(network: nn.Module, inputs: Tensor, rows: int = 4000) -> Tensor:
+def outputs(network: nn.Module, inputs: Tensor, rows: int = 500) -> Tensor:
     """Logits of all inputs in evaluation mode."""
     network.eval()
     return torch.cat([network(part) for part in inputs.split(rows)])
 
 
+# From here on the slope of a tanh is below 0.01, and of a sigmoid below 0.0025.
+SATURATED = {nn.Tanh: (-0.995, 0.995), nn.Sigmoid: (0.0025, 0.9975)}
+
+
+def _stuck(module: nn.Module, output: Tensor) -> Tensor:
+    """Where an activation has no slope to speak of."""
+    if isinstance(module, nn.ReLU):
+        return output <= 0
+    low, high = SATURATED[type(module)]
+    return (output < low) | (output > high)
+
+
 @torch.no_grad()
 def dead_share(network: nn.Module, inputs: Tensor) -> float:
-    """Share of units of the worst ReLU layer that are zero on all inputs."""
+    """Share of units of the worst layer that are stuck on 99 % of the inputs: ReLU at zero, tanh or sigmoid flat."""
     shares: list[float] = [0.0]
 
     def look(module: nn.Module, arguments: Any, output: Tensor) -> None:
         channels = output.transpose(1, -1).reshape(-1, output.shape[1]) if output.dim() > 2 else output
-        shares.append((channels <= 0).all(0).float().mean().item())
+        stuck = _stuck(module, channels).float().mean(0)
+        shares.append((stuck >= (1.0 if isinstance(module, nn.ReLU) else 0.99)).float().mean().item())
 
-    handles = [module.register_forward_hook(look) for module in network.modules() if isinstance(module, nn.ReLU)]
+    kinds = (nn.ReLU, *SATURATED)
+    handles = [module.register_forward_hook(look) for module in network.modules() if isinstance(module, kinds)]
     network.eval()
     network(inputs)
     for handle in handles:
@@ -136,14 +150,15 @@ def train_without(plan: Plan, source: Source) -> dict[str, float]:
 
 def train_before(plan: Plan, source: Source, network: nn.Module) -> None:
     """The earlier training of a plan that begins with a trained network."""
-    inputs, labels, _ = rows_of(plan, source, "train", plan.rows)
+    rows = plan.before_rows or plan.rows
+    inputs, _, labels = rows_of(plan, source, "train", rows)
     optimizer = torch.optim.Adam(network.parameters(), plan.before_rate)
     drops = {module: module.p for module in network.modules() if isinstance(module, nn.Dropout)}
     for module in drops:
         module.p = 0.0
     network.train()
     for _ in range(plan.before):
-        for chosen in torch.randperm(plan.rows).split(plan.batch):
+        for chosen in torch.randperm(rows).split(plan.batch):
             loss = F.cross_entropy(network(inputs[chosen]) / plan.before_temperature, labels[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -193,7 +208,7 @@ def find(
         if name == "best":
             continue
         truth[name]["bias_gain"] = bias_gain(logits[:4000], target[:4000])
-        if plan.shifted:
+        if plan.shifted or plan.swapped:
             truth[name]["unshifted_accuracy"] = (logits.argmax(1) == clean).double().mean().item()
         if plan.shape.norm:
             network.train()

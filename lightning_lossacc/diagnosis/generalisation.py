@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
+from lightning_lossacc.diagnosis.data import COLLAPSED
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 
@@ -150,10 +151,13 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     What to do: look at the listed rows.
     When it is wrong: hard rows that are labelled right look the same. Over-confidence alone gives no such share: the
         errors that a model may expect are explained by the temperature.
-    Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (label errors in test sets).
+    Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (errors in test sets).
     """
     tail = evidence.current.arrays.get("tail")
     if not tail or not (tail["score"] >= TAIL_SCORE and TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]):
+        return None
+    # Such rows do not come and go; a checkpoint keeps no tail of earlier evaluations.
+    if not evidence.reference.arrays.get("tail", tail)["score"] >= TAIL_SCORE / 2:
         return None
     if evidence.is_static:
         carried, whole = tail["loss"], evidence.value("nll")
@@ -185,6 +189,9 @@ def leakage(evidence: Evidence) -> Cause | None:
     """
     share = evidence.current.arrays.get("duplicates")
     if share is None or not share >= DUPLICATES_SHARE:
+        return None
+    # A collapsed network gives different rows outputs that differ by next to nothing.
+    if evidence.value("predicted_majority_rate") >= COLLAPSED:
         return None
     return Cause(
         "leakage",

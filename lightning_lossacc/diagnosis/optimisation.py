@@ -11,7 +11,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 LOW_RATIO = 3e-4
-DEAD_SHARE, ALIVE_SHARE = 0.9, 0.5
+DEAD_SHARE, ALIVE_SHARE = 0.9, 0.8
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
@@ -114,7 +114,7 @@ def _broken(evidence: Evidence) -> Cause | None:
         return None
     moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
     shares = _silent_shares(evidence)
-    if _is_dead(evidence) and shares and shares[0] < ALIVE_SHARE:
+    if _is_dead(evidence) and shares and (shares[0] < ALIVE_SHARE or highest > 5 * HIGH_RATIO):
         line = (
             f"{100 * shares[0]:.0f} % of the units of the worst layer were dead at first, {100 * shares[-1]:.0f} % now"
         )
@@ -122,7 +122,7 @@ def _broken(evidence: Evidence) -> Cause | None:
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     still = bool(rates) and rates[-1] > 0.5 * max(rates)
     if still and ratio < VANISHED * highest and evidence.value("refinement_nll") > 0.9 * evidence.label_entropy:
-        line = f"an update moves the weights by {100 * ratio:.2g} % of their size now, at a learning rate of {rates[-1]:.3g}"
+        line = f"an update moves the weights by {100 * ratio:.2g} % of their size now, at a rate of {rates[-1]:.3g}"
         return Cause("learning-rate-too-high", math.nan, (f"after {moved} no gradient passes", line))
     return None
 

@@ -1,0 +1,74 @@
+"""The programs (data set and network) in which causes are planted.
+
+Programs of the part "dev" served to choose limits; those of "report" were only ever judged. No program, data set or
+seed is in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from planted import data, generators, networks
+from planted.networks import Shape
+from planted.plan import Plan
+
+Part = str
+
+
+def _program(
+    name: str,
+    source: type[data.Source],
+    network: Callable[..., nn.Module],
+    shape: Shape,
+    noise: float = 1.0,
+    learning_rate: float = 2e-3,
+) -> Plan:
+    return Plan(name, "healthy", 0, source, network, shape, noise, learning_rate=learning_rate, rows=768, epochs=16)
+
+
+_DEV = (
+    _program("vectors-mlp", data.Vectors, networks.mlp, Shape()),
+    _program("digits-conv", data.Digits, networks.convolution, Shape(width=32)),
+    _program("images-conv", data.Images, networks.convolution, Shape(width=32), 1.4),
+    _program("sequences-gru", data.Sequences, networks.Recurrent, Shape(width=48), learning_rate=6e-3),
+    _program("tokens-transformer", data.Tokens, networks.Transformer, Shape(width=32), 1.3),
+    _program("cells-mlp", data.Cells, networks.mlp, Shape(width=48, depth=3), 0.7),
+)
+_REPORT = (
+    _program("rings-residual", generators.Rings, networks.ResidualPerceptron, Shape(width=48)),
+    _program("shapes-residual", generators.Shapes, networks.residual_convolution, Shape(width=32), 1.3),
+    _program("tones-conv", generators.Tones, networks.signal_convolution, Shape(width=32)),
+    _program("marks-lstm", generators.Marks, networks.BothWays, Shape(width=48), learning_rate=5e-3),
+    _program("visits-transformer", generators.Visits, networks.PreNormTransformer, Shape(width=32, depth=1)),
+)
+PROGRAMS: dict[Part, dict[str, Plan]] = {
+    part: {plan.program: plan for plan in plans} for part, plans in (("dev", _DEV), ("report", _REPORT))
+}
+# Seeds of one part never meet those of the other.
+FIRST_SEED = {"dev": 0, "report": 3000}
+VAL_ROWS = (600, 1000, 1600)
+
+
+def with_seed(plan: Plan, cause: str, seed: int) -> Plan:
+    """A program with cause and seed, and as many validation rows as these say."""
+    place = seed + len(plan.program) + len(cause)
+    return replace(plan, cause=cause, seed=seed, val_rows=VAL_ROWS[place % len(VAL_ROWS)])
+
+
+def reshaped(plan: Plan, **changes: Any) -> Shape:
+    """The shape of a plan with changes."""
+    return replace(plan.shape, **changes)
+
+
+def classes(plan: Plan) -> int:
+    """C."""
+    return plan.source.num_classes  # type: ignore[attr-defined]
+
+
+def prior(plan: Plan, first: float) -> tuple[float, ...]:
+    """Shares of the classes: `first`, and the rest alike."""
+    return (first, *[(1 - first) / (classes(plan) - 1)] * (classes(plan) - 1))
