@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_lossacc.sums import Layout
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+
 
 class Refinement(NamedTuple):
     """The loss after one temperature, and how well it is known.
@@ -81,7 +83,7 @@ def best_temperature(temperatures: tuple[float, ...], nll: list[float], slope: l
 
     The NLL is convex in the inverse temperature b, so the sign change of its slope brackets the optimum. Inside, it is
     interpolated in log b by the polynomial through values and slopes of up to six grid points around the bracket
-    (Hermite), whose smallest value within the bracket is found by ternary search.
+    (Hermite), whose smallest value within the bracket is found by a golden section.
 
     Args:
         temperatures: ascending.
@@ -100,12 +102,17 @@ def best_temperature(temperatures: tuple[float, ...], nll: list[float], slope: l
     )
     curve = _Curve(temperatures, nll, slope)
     low, high = math.log(temperatures[left]), math.log(temperatures[left + 1])
-    for _ in range(60):
-        first, second = low + (high - low) / 3, high - (high - low) / 3
-        if curve.at(math.exp(first)) <= curve.at(math.exp(second)):
-            high = second
+    first, second = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_first, at_second = curve.at(math.exp(first)), curve.at(math.exp(second))
+    for _ in range(50):
+        if at_first <= at_second:
+            high, second, at_second = second, first, at_first
+            first = high - GOLDEN * (high - low)
+            at_first = curve.at(math.exp(first))
         else:
-            low = first
+            low, first, at_first = first, second, at_second
+            second = low + GOLDEN * (high - low)
+            at_second = curve.at(math.exp(second))
     temperature = math.exp((low + high) / 2)
     lower = _tangent_bound(
         1 / temperatures[left], nll[left], slope[left], 1 / temperatures[left + 1], nll[left + 1], slope[left + 1]

@@ -99,7 +99,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diagnosis.event": ({"history"}, set()),
     "diagnosis.evidence": ({"attribution", "floors", "history", "trends"}, set()),
     "diagnosis.confidence": ({"diagnosis.event", "diagnosis.evidence", "floors"}, set()),
-    "diagnosis.generalisation": ({"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence", "diagnosis.data"}, set()),
+    "diagnosis.generalisation": (
+        {"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence", "diagnosis.data"},
+        set(),
+    ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
     "diagnosis.optimisation": ({"diagnosis.event", "diagnosis.evidence"}, set()),
     "diagnosis.measurement": ({"diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),

@@ -16,7 +16,7 @@ Run = dict[str, Any]
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 0.05, 0.01
 # Practical floors that a planted fault must reach to be shown, and any cause to hold.
 SHOWN, HOLDS = 2.0, 1.0
-# Beyond the limits of the definition by so much that 20 000 rows leave no doubt about the side.
+# Beyond the limits of the definition by so much that 8 000 rows leave no doubt about the side.
 SMALL_SHARE, LARGE_SHARE = 0.20, 0.55
 # Between these either neighbour is a fair name.
 UNCERTAIN = 0.10

@@ -19,8 +19,8 @@ from planted.data import Source
 from planted.module import rows_of
 from planted.plan import Plan
 
-FRESH_ROWS = 20_000
-PATH_ROWS = 1_500
+FRESH_ROWS = 8_000
+PATH_ROWS = 1_000
 
 
 class Snapshots(Callback):

@@ -103,7 +103,7 @@ _LOSS_UP = (
     "class-imbalance",
 )
 ORDER: dict[str, tuple[str, ...]] = {
-    "loss-down-accuracy-down": ("learning-rate-too-high", "unconfident-shift", "class-trade-off", "class-imbalance"),
+    "loss-down-accuracy-down": ("learning-rate-too-high", "class-trade-off", "unconfident-shift", "class-imbalance"),
     "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
     "accuracy-stuck": (
         "blow-up",

@@ -217,19 +217,43 @@ def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
     reference = stream.reference("accuracy") or series[min(finite, key=errors.__getitem__)]
     margin = stream.margin(reference)
     onset = stream.place(reference) + 1
+    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
+    both_fell = _both_fell(series, reference, margin)
+    if both_fell:
+        # By rows, where a trend of few or restless evaluations cannot be sure.
+        change, error = (evidence.paired[key] for key in ("accuracy_change", "accuracy_change_error"))
+        low, high = interval(change, error)
+        verdict = replace(evidence.accuracy, kind="down", change=change, low=low, high=high)
+        evidence = replace(evidence, accuracy=verdict)
     if is_open:
         if accuracy_of(reference) - accuracies[-1] < margin / 2:
             return None
-    else:
+    elif not both_fell:
         shift = trends.find_rise(errors, relative_floor=0.0, absolute_floor=margin, alpha=ALPHA)
-        if shift is None:
+        if shift is None or evidence.accuracy.kind != "down":
             return None
         onset = shift.onset
-    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
-    if stream.loss_verdict(reference).kind != "down" or (evidence.accuracy.kind != "down" and not is_open):
+    if not both_fell and stream.loss_verdict(reference).kind != "down":
         return None
     epoch = series[min(onset, len(series) - 1)].epoch
     return Opening("loss-down-accuracy-down", evidence, epoch, abs(evidence.full_nll_change))
+
+
+def _both_fell(series: list[Record], reference: Record, margin: float) -> bool:
+    """Five evaluations in a row whose accuracy and loss are below those of one reference, each shown row by row."""
+    last = series[-PAIRED_EVALUATIONS:]
+    if len(series) < trends.MIN_EVALUATIONS or reference in last:
+        return False
+    place, floor = (reference.epoch, reference.global_step), practical_floor(loss_of(reference))
+    for record in last:
+        paired = record.paired.get("accuracy")
+        if paired is None or (paired["reference_epoch"], paired["reference_step"]) != place:
+            return False
+        if not paired["nll_change"] + PAIRED_SCORE * paired["nll_change_error"] < -floor:
+            return False
+        if not paired["accuracy_change"] + PAIRED_SCORE * paired["accuracy_change_error"] < -margin:
+            return False
+    return True
 
 
 def loss_down(stream: Stream, is_open: bool) -> Opening | None:
@@ -245,7 +269,7 @@ def loss_down(stream: Stream, is_open: bool) -> Opening | None:
     if not (falls and evidence.accuracy.kind == "flat"):
         # The evaluation of the highest accuracy can be paired; but accuracy may have been as good long before it. Only
         # what came since then is looked at: the learning before it is no jitter.
-        margin = stream.margin(series[best])
+        margin = min(2 * stream.margin(series[best]), stream.accuracy_margin)
         since = next(place for place in finite if accuracies[place] >= accuracies[best] - margin)
         reference = series[since]
         accuracy = trends.compare(accuracies[since:], 0, margin, alpha=ALPHA)

@@ -191,7 +191,7 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     Reference: Guo et al. 2017; Berta et al. 2025.
     """
     change, low, high = evidence.refinement_change
-    if not (evidence.nll_change < 0 and evidence.accuracy.kind == "down") or high != high:
+    if not (evidence.nll_change < 0 and evidence.accuracy.change < 0) or high != high:
         return None
     share = 1 - change / evidence.nll_change
     if not (share > 0.5 and high > 0):
