@@ -155,9 +155,9 @@ def planted(rows: list[Row]) -> list[str]:
     )
     return [
         f"**Does it name the cause?** {len(causes)} faults, planted in {whole['runs']} small trainings of "
-        f"{listed(programs)}: programs, data and seeds that limits were not set on (one rule, on small updates, "
-        "was corrected after a first look at them). What is true of a run is decided on "
-        f"fresh rows of its generator. Where the fault showed ({whole['shown']} runs), **it abstained in "
+        f"{listed(programs)}: programs, networks, data and seeds that nobody had looked at when rules and limits "
+        "were set. What is true of a run is decided on 8000 fresh rows of its generator; a fault has shown if it changed "
+        f"a loss there by two practical floors (10 %, 0.02 nats). Where it showed ({whole['shown']} runs), **it abstained in "
         f"{percent(whole['abstention'])} %, and of the {whole['shown'] - whole['abstained']} verdicts given "
         f"{rated(whole, 'precision')} are right**: the planted cause is named, and beside it nothing that is not "
         f"true. {whole['half right']} name it beside something untrue, {whole['wrong']} name something else; "

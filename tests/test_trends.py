@@ -241,12 +241,77 @@ class TestSilent:
         for seed in range(5):
             assert first_rise(0.4 + 0.05 * cycle + decay(100, 0.0, 1.0, 4.0) + noise(seed, 100, 0.004)) is None
 
+    # Cosine cycles of 10, 20, 40, 80, ... evaluations; of 20 runs 5 alarmed where nothing was
+    # remembered of the jump before.
+    def test_warm_restarts_of_doubling_period(self) -> None:
+        starts = np.array([0, 10, 30, 70, 150, 310])
+        steps = np.arange(200)
+        cycle = np.searchsorted(starts, steps, side="right") - 1
+        excess = 0.5 + 0.5 * np.cos(np.pi * (steps - starts[cycle]) / np.diff(starts)[cycle])
+        curve = decay(200) + 0.1 * excess
+        alarms = [trends.first_rise((curve + noise(seed, 200)).tolist()) for seed in range(20)]
+        assert sum(alarm is not None for alarm in alarms) <= 2
+
+    # The first jump falls back from evaluation 30 to 70, so the second, at 70, waits for 40 evaluations; alone, for 23.
+    @pytest.mark.parametrize(("first", "opens"), [(0.0, (92, 94)), (0.1, (109, 128))])
+    def test_a_jump_after_one_that_went_away(self, first: float, opens: tuple[int, int]) -> None:
+        steps = np.arange(140)
+        fallen = np.clip((steps - 30) / 40, 0, 1)
+        went_away = first * (0.5 + 0.5 * np.cos(np.pi * fallen)) * (steps >= 30)
+        for seed in range(10):
+            values = decay(140, 0.5, 1.5, 6.0) + went_away + 0.2 * (steps >= 70) + noise(seed, 140)
+            opened = next(stop for stop in range(72, 141) if find_rise(values[:stop].tolist()) is not None) - 1
+            assert opens[0] <= opened <= opens[1]
+
+    # At 41; a third of 41 evaluations is 13.
+    def test_a_jump_that_rises_further_need_not_wait(self) -> None:
+        steps = np.arange(80)
+        base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10)
+        for seed in range(5):
+            jump = base + 0.1 * (steps > 40) + noise(seed, 80)
+            assert trends.first_rise(jump.tolist())[0] > 41 + 12
+            jump += 0.015 * np.maximum(steps - 41, 0)
+            assert trends.first_rise(jump.tolist())[0] <= 41 + 8
+
+    def test_a_jump_within_two_evaluations_waits(self) -> None:
+        steps = np.arange(80)
+        base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10)
+        jump = base + 0.1 * (steps > 40) - 0.065 * (steps == 41)
+        opened = sorted(trends.first_rise((jump + noise(seed, 80)).tolist())[0] for seed in range(16))
+        assert opened[4] > 41 + 12
+
+    def test_jitter_is_no_fall(self) -> None:
+        # A step of 6 sd: by chance the last third lies lower than the first by 12 % of it, for up to 25 evaluations.
+        steps = np.arange(80)
+        base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10) + 0.06 * (steps > 40)
+        delays = sorted(trends.first_rise((base + noise(seed, 80)).tolist())[0] - 41 for seed in range(40))
+        assert delays[35] <= 16
+
     def test_learning_rates_tell_a_restart_from_a_step(self) -> None:
         values = (np.concatenate((decay(30, 0.5, 1.0, 4.0), np.full(6, 0.6))) + noise(2, 36, 0.004)).tolist()
         assert find_rise(values) is None
         assert find_rise(values, learning_rates=[0.1] * 36) is not None
         assert find_rise(values, learning_rates=[0.1] * 30 + [0.3] * 6) is None
         assert find_rise(values, learning_rates=[math.nan] * 36) is None
+
+    # Where the rate jumps at 40, a jump of three standard deviations is a restart; without rates it is a rise. If the
+    # rate grows by a tenth each evaluation, a rise is found as it is without rates.
+    def test_learning_rates_tell_a_small_restart(self) -> None:
+        steps = np.arange(60)
+        rates = np.where(steps < 40, 0.1, 0.3).tolist()
+        base = decay(60, 0.5, 1.5, 6.0)
+
+        def opened(values: list[float], rates: list[float] | None) -> int | None:
+            stops = range(41, 61)
+            given = ((stop, None if rates is None else rates[:stop]) for stop in stops)
+            return next((stop for stop, part in given if find_rise(values[:stop], learning_rates=part)), None)
+
+        jumps = [(base + 0.03 * (steps >= 40) + noise(seed, 60)).tolist() for seed in range(20)]
+        assert sum(opened(values, None) is not None for values in jumps) >= 15
+        assert sum(opened(values, rates) is not None for values in jumps) <= 2
+        for seed in range(5):
+            values = (base + 0.005 * np.maximum(steps - 38, 0) + noise(seed, 60)).tolist()
+            assert opened(values, (1.1**steps).tolist()) == opened(values, None) is not None
 
     def test_sampling_errors_that_hide_the_rise(self) -> None:
         values = digits(0).tolist()

@@ -27,10 +27,10 @@ PAIRS = tuple(
 HALF_MEDIAN = 2
 # A mean over `w` such medians of white noise varies about like a mean over `w + 2` values.
 MEDIAN_GAIN = 2
-# Jitter is inflated by 1 + 3 / n ((1 + phi) / (1 - phi))^1.5, because it is itself estimated: neighbours that move
+# Jitter is inflated by 1 + 3 / n ((1 + phi) / (1 - phi))^1.6, because it is itself estimated: neighbours that move
 # together are fewer values.
 SMALL_SAMPLE = 3.0
-CORRELATED_SAMPLE = 1.5
+CORRELATED_SAMPLE = 1.6
 LARGEST_INFLATION = 2.5
 # Fast rises are large and need no sharp bound; noise that wanders moves narrow levels most.
 NARROW, NARROW_FACTOR = 7, 1.25
@@ -51,11 +51,14 @@ EXCURSION_FACTOR = 1.25
 NOISE_WINDOW = 400  # Bounds the time of a decision.
 # Identical values at the end count once, unless there are more repeats than this (a dead network).
 MAX_REPEATS = 4
-# A rise of which one step is such a share is a jump, and a jump may be a warm restart: it must last for 8 evaluations
-# or a third of those before it (25 at most), and must not have fallen by 12 % of itself since.
-JUMP_SHARE = 0.7
-JUMP_WAIT, LONGEST_WAIT = 8, 25
-FALLING = 0.12
+# A rise of which so many steps of the running median make up such a share is a jump, and a jump may be a warm restart:
+# it must last for 8 evaluations or a third of those before it (25 at most), and must not have fallen by 12 % of itself
+# since, unless jitter explains that much. One that goes on rising need not wait.
+FIRST_JUMP, JUMP_WAIT, LONGEST_WAIT, FALLING = (2, 0.7), 8, 25, 0.12
+STILL_RISING = 2.0  # Standard deviations of the difference of two means of white noise.
+# Once a comparable jump went away (levels of these widths side by side, a share of this change and standard deviations
+# apart) less of a jump counts as one, and it must last for as long as from that jump to this one: periods double often.
+LATER_JUMP, JUMP_WIDTHS, COMPARABLE, JUMP_SIGMAS = (4, 0.4), (3, 7, 15), 0.4, 3.0
 RESTARTED = 1.5  # Learning rate now over that at the reference.
 
 
@@ -98,7 +101,8 @@ def find_rise(
 
     if more than half of its medians, and for `w <= 3` the newest value, lie above `d / 2`, and if it is
     no sudden jump that may be a warm restart: a jump that stays below the highest of the first three
-    values must last for 8 evaluations, or a third of those before it, without falling back. From 3 to
+    values and does not rise further must last for 8 evaluations, or a third of those before it, or, if
+    a comparable one went away, as many as lie between the two, without falling back. From 3 to
     23 values see also `climb`. A fall is the rise of the negated series. Exact repeats of a value at
     the end count once; from five repeats on they are a level, if that one value alone is beyond jitter.
 
@@ -110,7 +114,7 @@ def find_rise(
         errors: standard error of each value that averaging does not reduce (a finite validation
             set; NaN if unknown); None for a statement about this validation set.
         learning_rates: at each evaluation, NaN or None if unknown: a jump at a learning rate more than
-            1.5 times that of the reference is a restart, any other need not last.
+            1.5 times that of the reference is a restart (a small one too if the rate jumped), any other need not last.
 
     Returns:
         The shift with the largest ratio of change to threshold, or None; None below 3 values.
@@ -322,22 +326,46 @@ class _Scan:
 
     def may_go_back(self, found: Shift, last: int) -> bool:
         """Whether the rise is one sudden step that may return as that of a warm restart does."""
-        first = max(found.reference - 1, 0)
-        steps = np.diff(self.medians[first : last - 1])
-        if not len(steps) or steps.max() < JUMP_SHARE * found.change:
+        rates = np.full(2, math.nan) if self.rates is None else self.rates[found.reference : last + 1]
+        known = math.isfinite(rates[0]) and math.isfinite(rates[-1])
+        if known and rates[-1] <= RESTARTED * rates[0]:
             return False
-        place = first + 1 + int(steps.argmax())
+        earlier = self.earlier_jump(found)
+        first = max(found.reference - 1, 0)
+        medians = self.medians[first : last - 1]
+        span, share = LATER_JUMP if earlier is not None or (rates[1:] > RESTARTED * rates[:-1]).any() else FIRST_JUMP
+        span = min(span, len(medians) - 1)
+        if span < 1:
+            return False
+        moves = medians[span:] - medians[:-span]
+        start = int(moves.argmax())
+        if moves[start] < share * found.change:
+            return False
+        place = first + 1 + start + int(np.diff(medians[start : start + span + 1]).argmax())
         after = self.series[place : last + 1]
         if np.median(after) >= self.series[:3].max():
             return False  # Worse than at the start: no restart.
-        if self.rates is not None:
-            now, then = float(self.rates[last]), float(self.rates[found.reference])
-            if math.isfinite(now) and math.isfinite(then):
-                return now > RESTARTED * then
-        if len(after) < max(JUMP_WAIT, min(place // 3, LONGEST_WAIT)):
+        third = max(len(after) // 3, 1)
+        risen = float(np.median(after[-third:]) - np.median(after[:third]))
+        small, spread = FALLING * found.change, found.noise * math.sqrt(2 / third)
+        if risen > max(small, STILL_RISING * spread):
+            return False
+        if known:
             return True
-        third = len(after) // 3
-        return float(np.median(after[:third]) - np.median(after[-third:])) > FALLING * found.change
+        wait = max(JUMP_WAIT, min(place // 3, LONGEST_WAIT))
+        if earlier is not None:
+            return len(after) < max(wait, place - earlier) or -risen > small
+        return len(after) < wait or -risen > max(small, spread)
+
+    def earlier_jump(self, found: Shift) -> int | None:
+        """The last sudden step before the lowest level that was comparable. It went away: this level is the lowest."""
+        places = []
+        for width in JUMP_WIDTHS:
+            average = self.averages.get(width, self.medians[:0])[: max(found.reference - width + 2, 0)]
+            spread = found.noise * math.sqrt(2 / (width + MEDIAN_GAIN))
+            needed = max(COMPARABLE * found.change, JUMP_SIGMAS * spread)
+            places += (np.flatnonzero(average[width:] - average[:-width] > needed)[-1:] + width).tolist()
+        return max(places, default=None)
 
     def shift(self, candidate: _Candidate, noise: float, threshold: float, last: int) -> Shift:
         low, level, change = candidate.low, candidate.level, candidate.change
