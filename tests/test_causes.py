@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "scale-growth": (
         RISE.but(paired={"refinement_change": -0.05}, accuracy="up", accuracy_change=0.02),
         {
-            "accuracy flat": RISE.but(paired={"refinement_change": -0.05}),
+            "accuracy flat, and little gained": RISE.but(paired={"refinement_change": -0.02}),
             "accuracy down": RISE.but(paired={"refinement_change": -0.05}, accuracy="down"),
             "refined loss flat": RISE.but(accuracy="up", accuracy_change=0.02),
         },
@@ -227,7 +227,10 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "unconfident-shift": (
         FALL.but(accuracy="down", accuracy_change=-0.03),
         {
-            "accuracy flat": FALL,
+            "accuracy no lower": FALL,
+            "balanced accuracy rose": FALL.but(
+                accuracy="down", accuracy_change=-0.03, before={"balanced_accuracy": 0.8}
+            ),
             "the loss after one temperature fell as much": FALL.but(
                 accuracy="down", accuracy_change=-0.03, paired={"refinement_change": -0.09}
             ),
@@ -248,6 +251,12 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         {
             "nothing was memorised": RISE.but(
                 paired={"refinement_change": 0.09}, probe={"accuracy": 1.0}, memory=MEMORY | {"memorised_share": 0.01}
+            ),
+            "as many of these rows are as wrong": RISE.but(
+                paired={"refinement_change": 0.09},
+                probe={"accuracy": 1.0},
+                memory=MEMORY,
+                before_arrays={"cells": {"rows": [[0, 90], [0, 910]], "nll": [[0.0, 450.0], [0.0, 40.0]]}},
             ),
             "the ranking is as good": RISE.but(probe={"accuracy": 1.0}, memory=MEMORY),
             "training is no better": RISE.but(

@@ -103,7 +103,7 @@ _LOSS_UP = (
     "class-imbalance",
 )
 ORDER: dict[str, tuple[str, ...]] = {
-    "loss-down-accuracy-down": ("learning-rate-too-high", "class-trade-off", "unconfident-shift", "class-imbalance"),
+    "loss-down-accuracy-down": ("learning-rate-too-high", "unconfident-shift", "class-trade-off", "class-imbalance"),
     "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
     "accuracy-stuck": (
         "blow-up",
@@ -167,7 +167,14 @@ ORDER: dict[str, tuple[str, ...]] = {
 INFO_CAUSES = ("confidence-growth", "scale-growth", "capacity-limit", "loss-mismatch")
 INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
 # Ordinary unless a cause is found.
-NEEDS_CAUSE = ("plateau", "logged-differs", "non-finite", "train-eval-gap", "loss-high-for-accuracy")
+NEEDS_CAUSE = (
+    "loss-down-accuracy-flat",
+    "plateau",
+    "logged-differs",
+    "non-finite",
+    "train-eval-gap",
+    "loss-high-for-accuracy",
+)
 
 
 def _order_of(event: str) -> tuple[str, ...]:

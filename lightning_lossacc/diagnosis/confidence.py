@@ -12,8 +12,11 @@ from lightning_lossacc.floors import constant_confidence_nll
 # overfitting. The estimate must lie there and its interval must not reach the other one's region; else it is mixed.
 OVERCONFIDENCE_SHARE = 0.25
 OVERFITTING_SHARE = 0.50
-# One evaluation is called over- or under-confident when one temperature takes this share of its loss away.
-STATIC_SHARE = 0.15
+# One evaluation is called over- or under-confident when one temperature takes the first share of its loss away, and
+# remains so until it is less than the second.
+STATIC_SHARE, KEPT_SHARE = 0.15, 0.13
+BALANCED_GAIN = 0.02
+REFINED_GAIN = 0.05
 
 
 def over_confidence(evidence: Evidence) -> Cause | None:
@@ -62,8 +65,8 @@ def over_confidence(evidence: Evidence) -> Cause | None:
 def scale_growth(evidence: Evidence) -> Cause | None:
     """Accuracy and the loss after one temperature still improve; only the probabilities get worse.
 
-    What it finds: accuracy is up, by its trend or row by row, and the 99 % interval of the change after one temperature
-        is below zero.
+    What it finds: the 99 % interval of the change after one temperature is below zero, and accuracy is up, by its trend
+        or row by row; or that change is 5 % or more, and accuracy is not down.
     Why it matters: gradient descent keeps growing the logits of a network that separates its training data, and the
     validation loss rises with them while the direction still improves.
     Evidence it needs: paired rows and the temperature grid.
@@ -77,7 +80,8 @@ def scale_growth(evidence: Evidence) -> Cause | None:
     if evidence.at_edge and not evidence.at_upper_bound:
         return None
     gained, error = (evidence.paired.get(key, math.nan) for key in ("accuracy_change", "accuracy_change_error"))
-    if evidence.accuracy.kind != "up" and not gained > 2.58 * error:
+    lower = -change >= REFINED_GAIN * evidence.reference.values.get("refinement_nll", math.inf)
+    if evidence.accuracy.kind != "up" and not gained > 2.58 * error and not (lower and gained >= 0):
         return None
     return Cause(
         "scale-growth",
@@ -182,7 +186,7 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     """Loss and accuracy fell together: wrong rows became less confident, while more rows are wrong.
 
     What it finds: the loss after one temperature did not fall (its 99 % interval is not below zero), so that the gain
-        is one of confidence, while accuracy is down.
+        is one of confidence, while accuracy is down, and balanced accuracy did not rise by 2 pp.
     Why it matters: which evaluation is better depends on the use: the one has better probabilities, the other better
         answers.
     Evidence it needs: paired rows and the temperature grid.
@@ -194,7 +198,8 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     if not (evidence.nll_change < 0 and evidence.accuracy.change < 0) or high != high:
         return None
     share = 1 - change / evidence.nll_change
-    if not (share > 0.5 and high > 0):
+    # What rare classes gained is no matter of confidence.
+    if not (share > 0.5 and high > 0) or evidence.difference("balanced_accuracy") > BALANCED_GAIN:
         return None
     return Cause(
         "unconfident-shift",
@@ -211,7 +216,7 @@ def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | Non
     """One evaluation whose loss is mostly a matter of one temperature."""
     nll, refined, gain = (evidence.value(key) for key in ("nll", "refinement_nll", "temperature_gain"))
     edge = evidence.value("temperature_at_edge") == 1
-    if not (is_side and nll - refined >= STATIC_SHARE * nll and (gain > 0 or edge)):
+    if not (is_side and nll - refined >= KEPT_SHARE * nll and (gain > 0 or edge)):
         return None
     if edge and evidence.temperature > 1:
         # No temperature is best: such logits say nothing, and that is no matter of confidence alone.

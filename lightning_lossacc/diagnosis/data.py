@@ -86,9 +86,8 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
 def class_trade_off(evidence: Evidence) -> Cause | None:
     """Rows moved from one class to another: one class gains, another loses accuracy, while the loss falls.
 
-    What it finds: the counts of predicted classes moved by at least 2 pp, the class whose accuracy fell most lost
-        rows to classes that are predicted more often now, and balanced accuracy fell by less than half as much as
-        accuracy, or rose.
+    What it finds: the counts of predicted classes moved by at least 2 pp, and the class whose accuracy fell most lost
+        rows to classes that are predicted more often now.
     Why it matters: overall accuracy fell although the model learned; a bias a class decides where the boundary lies.
     Evidence it needs: the class table.
     What to do: logit adjustment or thresholds; balanced accuracy if classes matter alike.
@@ -105,8 +104,6 @@ def class_trade_off(evidence: Evidence) -> Cause | None:
     gained = max(range(len(moved)), key=moved.__getitem__)
     lost = min(range(len(change)), key=change.__getitem__)
     if not (distance >= 0.02 and change[lost] < 0 and gained != lost and moved[lost] < 0):
-        return None
-    if evidence.difference("balanced_accuracy") < min(evidence.difference("accuracy"), 0.0) / 2:
         return None
     names = after["class"]
     return Cause(

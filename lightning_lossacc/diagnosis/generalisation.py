@@ -11,6 +11,8 @@ from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.02
+# Over the share of validation rows that were as wrong: 0 … 1 in trainings without label noise, 1.5 … 35 with 20 … 30 %.
+HARDER = 1.25
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
@@ -81,7 +83,7 @@ def label_noise(evidence: Evidence) -> Cause | None:
     What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
         now, and at the reference they were less accurate: by 5 pp in the same mode, or by 8 pp in the steps of the
         epoch after it where no layer drops out. Or many training rows became right since, to which the model had given
-        another class with confidence (NLL above ln C + 1).
+        another class with confidence (NLL above ln C + 1), more than 1.25 times the share of validation rows like that.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
     Evidence it needs: accuracy on training rows; with `train_probe=` they are followed one by one and listed.
     What to do: look at the listed rows; relabel or drop them; a robust loss; keep the checkpoint of the refinement
@@ -96,7 +98,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
     if evidence.is_static or not (low > 0 and learned):
         return None
     share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
-    memorised = share >= MEMORISED_SHARE and share * items >= 5
+    here = _hard_share(evidence)
+    memorised = share >= MEMORISED_SHARE and share * items >= 5 and share > HARDER * here
     behind, is_behind = _training_behind(evidence)
     if not (memorised or is_behind):
         return None
@@ -105,12 +108,26 @@ def label_noise(evidence: Evidence) -> Cause | None:
         lines.insert(0, f"training rows were {100 * behind:.1f} pp less accurate than these at the reference")
     if memorised:
         text = f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch"
-        lines.insert(0, f"{text} {evidence.reference.epoch} against the model's own confident answer")
+        beside = f"; of these rows {100 * here:.1f} % were as wrong" if here >= 0 else ""
+        lines.insert(0, f"{text} {evidence.reference.epoch} against the model's own confident answer{beside}")
     suspects = memory.get("suspects") or []
     if suspects:
         shown = ", ".join(f"#{suspect['index']} {suspect['target']}→{suspect['predicted']}" for suspect in suspects[:5])
         lines.append(f"first suspects {shown}")
     return Cause("label-noise", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
+
+
+def _hard_share(evidence: Evidence) -> float:
+    """Share of validation rows that the reference gave to another class with confidence (NLL above ln C + 1), by the
+    mean of each confidence bin. Labels that are as wrong there, or hard rows, are not noise of the training labels. -1
+    where it is not known.
+    """
+    cells, classes = evidence.reference.arrays.get("cells"), evidence.num_classes
+    if cells is None or classes is None:
+        return -1.0
+    wrong = zip(cells["rows"][0], cells["nll"][0], strict=True)
+    hard = sum(rows for rows, nll in wrong if rows and nll > (math.log(classes) + 1) * rows)
+    return hard / evidence.reference.num_rows
 
 
 def _training_behind(evidence: Evidence) -> tuple[float, bool]:
@@ -253,8 +270,9 @@ def _distance_by_chance(shares: list[tuple[float, float]], first_rows: float, se
 def capacity_limit(evidence: Evidence) -> Cause | None:
     """Training and validation stand on one level and neither moves: the model or its features can do no better.
 
-    What it finds: the loss has been flat, that of training rows is at least 60 % of it and their accuracy within 15 pp,
-        the best temperature is near 1, and more than the prior was learnt, though far from all.
+    What it finds: the loss has been flat with a best temperature near 1, or the loss after one temperature has; that of
+        training rows is at least 60 % of it and their accuracy within 15 pp; and more than the prior was learnt, though
+        far from all.
     Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
     Evidence it needs: a plateau, and the NLL of training rows.
     What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
@@ -266,17 +284,25 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
     if not (math.isfinite(nll) and math.isfinite(train) and evidence.details.get("plateau")):
         return None
     refined = evidence.value("refinement_nll")
-    level = train >= LEVEL_SHARE * nll and 0.6 <= evidence.temperature <= 1.6
+    # Where confidence still grows, it is the loss after one temperature that stands still.
+    is_refined = "plateau_refined" in evidence.details
+    level = train >= LEVEL_SHARE * nll and (is_refined or evidence.temperature >= 0.6) and evidence.temperature <= 1.6
     near = abs(evidence.train_accuracy - accuracy_of(evidence.current)) <= LEVEL_ACCURACY
     if not (level and near and train > 0.15 * prior and 0.15 * prior < refined < 0.97 * prior):
         return None
+    lasts = f"flat for {evidence.details['plateau']:.0f} evaluations"
+    lines = (
+        f"NLL {nll:.4f} here and {train:.4f} on training rows, both {lasts}",
+        f"the best temperature is {evidence.temperature:.2f}, so that confidence is not the reason",
+    )
+    if is_refined:
+        lines = (
+            f"the loss after one temperature, {refined:.4f}, has been {lasts}: what the loss still gains is confidence",
+            f"NLL {nll:.4f} here and {train:.4f} on training rows",
+        )
     return Cause(
         "capacity-limit",
         share=math.nan,
-        evidence=(
-            f"NLL {nll:.4f} here and {train:.4f} on training rows, both flat for {evidence.details['plateau']:.0f} "
-            "evaluations",
-            f"the best temperature is {evidence.temperature:.2f}, so that confidence is not the reason",
-        ),
+        evidence=lines,
         against=("noise in the labels sets the same ceiling", *evidence.train_doubt),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from lightning_lossacc import trends
@@ -16,12 +17,20 @@ PLATEAU_ALPHA = 0.1
 
 
 def plateau(stream: Stream, is_open: bool) -> Opening | None:
-    """The loss has stood still for 10 evaluations or more, within the practical floor."""
-    losses = stream.losses[-RECENT:]
-    found = trends.find_plateau(losses, practical_floor(losses[-1]) * (2 if is_open else 1), alpha=PLATEAU_ALPHA)
-    if found is None:
+    """The loss, or that after one temperature, has stood still for 10 evaluations, within the practical floor."""
+    refined = [record.values.get("refinement_nll", math.nan) for record in stream.series[-RECENT:]]
+    for losses in (stream.losses[-RECENT:], refined):
+        if not all(map(math.isfinite, losses)):
+            continue
+        floor = practical_floor(losses[-1]) * (2 if is_open else 1)
+        found = trends.find_plateau(losses, floor, alpha=PLATEAU_ALPHA)
+        if found is not None:
+            break
+    else:
         return None
     details = {"plateau": float(found.window), "plateau_change": found.change}
+    if losses is refined:
+        details["plateau_refined"] = 1.0
     onset = stream.series[-found.window].epoch
     return Opening("plateau", replace(stream.state, details=details), onset)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
-from lightning_lossacc.diagnosis.confidence import STATIC_SHARE
+from lightning_lossacc.diagnosis.confidence import KEPT_SHARE, STATIC_SHARE
 from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, renamed_rows, unlearned_spread
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
@@ -81,6 +81,9 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
     if series[-1].arrays.get("looks_like") == "probabilities":
         return Opening("loss-high-for-accuracy", stream.state, series[-1].epoch)
 
+    # What comes and goes at its limit is one event.
+    share, nats = (KEPT_SHARE, HIGH_NATS / 2) if is_open else (STATIC_SHARE, HIGH_NATS)
+
     def holds(record: Record) -> bool:
         loss = loss_of(record)
         if "nll" not in record.values:
@@ -91,7 +94,7 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
         bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
         excess = loss - record.values.get("refinement_nll", math.nan) + bias
         renamed = _renamed(record) - record.values["accuracy"]
-        return (excess >= STATIC_SHARE * loss and excess >= HIGH_NATS) or renamed >= 0.1 or bias >= 0.1 * loss > 0.005
+        return (excess >= share * loss and excess >= nats) or renamed >= 0.1 or bias >= 0.1 * loss > 0.005
 
     renamed = _renamed(series[-1]) - series[-1].values.get("accuracy", 1.0) >= 0.1
     return _state("loss-high-for-accuracy", stream, holds, 2 if renamed else None)
@@ -198,11 +201,14 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool], enough: 
 def _stays_miscalibrated(series: list[Record]) -> bool:
     """Whether the best temperature stays as far from 1 as it was over the last evaluations, and the loss stays too."""
     last = series[-LASTING:]
-    # At the edge of the grid the temperature seems to stay whatever it does.
-    if loss_of(last[-1]) < 0.6 * loss_of(last[0]) or any(record.values.get("temperature_at_edge") for record in last):
+    half = len(last) // 2
+    if loss_of(last[-1]) < 0.6 * loss_of(last[0]):
         return False
-    distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in series[-LASTING:]]
-    half = len(distances) // 2
+    if any(record.values.get("temperature_at_edge") for record in last):
+        # There the temperature seems to stay whatever it does; what it saves tells.
+        saved = [loss_of(record) - record.values.get("refinement_nll", math.nan) for record in last]
+        return median(saved[half:]) > 0.85 * median(saved[:half]) > HIGH_NATS
+    distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in last]
     return median(distances[half:]) > 0.93 * median(distances[:half]) > 0.3
 
 
