@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_lossacc import attribution, floors, kernels, quantities
+from lightning_lossacc.floors import TAIL_SCORE
 from lightning_lossacc.history import Record, to_json
 from lightning_lossacc.looks import Looks
 from lightning_lossacc.probe import Probe
@@ -37,6 +38,7 @@ PREDICTIONS: dict[str, InputKind] = {
 TARGETS = ("target", "targets", "labels", "label", "y", "y_true")
 PAIRED_ITEMS = 1_000_000
 FITTED_ITEMS = 20_000
+SUSPECTS = 16
 SHOWN_CLASSES = 10
 # Share of the answers from which on one class is all that is predicted.
 ONE_CLASS = 0.99
@@ -139,12 +141,23 @@ def measure(path: Path, input_kind: InputKind | None = None, ignore_index: int |
         "temperature_bounds": [best.lower, best.upper],
         "half_temperatures": half_temperatures(counts, sums, layout),
         "fits": probe.fits(FITTED_ITEMS),
+        "tail": _tail(probe),
         "classes": classes_table,
         "confusion": probe.confusion(),
         "certificates": certificates(values, classes, classes_table["rows"]),
         "looks_like": looks_like,
     }
     return Analysis(path.name, layout, probe, target, record, numbers)
+
+
+def _tail(probe: Probe) -> dict[str, Any]:
+    """Rows whose label contradicts the model, the likeliest ones by number; empty where logits are not kept."""
+    found, rows = probe.tail(), probe.rows()
+    if found is None or rows is None:
+        return {}
+    order = found.weight.argsort(descending=True, stable=True)[:SUSPECTS]
+    numbers = {name: getattr(found, name) for name in ("share", "loss", "score", "temperature")}
+    return numbers | {"rows": rows[0][order].tolist(), "weights": found.weight[order].tolist()}
 
 
 def certificates(values: dict[str, float], num_classes: int, class_rows: Sequence[float]) -> list[dict[str, Any]]:
@@ -294,7 +307,8 @@ def _head(one: Analysis) -> list[str]:
             f"NLL {values['refinement_nll']:.4f}, certainly {low:.4f} … {high:.4f}; saves "
             f"{values['temperature_gain']:.4f} nats cross-fitted; confirm on a test set"
         )
-    return lines + _fit_lines(numbers["fits"]) + [item["text"] for item in numbers["certificates"] if item["holds"]]
+    lines += _fit_lines(numbers["fits"]) + _tail_lines(numbers["tail"])
+    return lines + [item["text"] for item in numbers["certificates"] if item["holds"]]
 
 
 def _fit_lines(found: dict[str, Any]) -> list[str]:
@@ -306,6 +320,17 @@ def _fit_lines(found: dict[str, Any]) -> list[str]:
     )
     scales = f" · and a scale per class {found['vector']:.4f}" if found["vector"] != found["bias"] else ""
     return [f"cross-fitted on {found['items']} rows: as it is {found['nll']:.4f} · {gains}{scales}"]
+
+
+def _tail_lines(found: dict[str, Any]) -> list[str]:
+    if not found or found["score"] < TAIL_SCORE:
+        return []
+    rows = ", ".join(f"#{row}" for row, weight in zip(found["rows"], found["weights"], strict=True) if weight > 0.5)
+    return [
+        f"about {100 * found['share']:.1f} % of the labels contradict the model, which its errors do not explain "
+        f"(likelihood ratio {found['score']:.0f}; T = {found['temperature']:.2f} without them): look at "
+        f"{rows or 'the worst rows'}"
+    ]
 
 
 def _file_lines(one: Analysis) -> list[str]:

@@ -81,6 +81,21 @@ def test_one_column_is_binary(tmp_path: Path, shape: tuple[int, ...]) -> None:
         assert found["task"] == "binary" and found["values"]["nll"] == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_labels_that_contradict_the_model_are_listed(tmp_path: Path) -> None:
+    """Ten of 600 rows get another class: they are counted and named; of fitting labels nothing is said."""
+    logits, _, _ = two()
+    logits = 3 * logits
+    target = torch.multinomial(logits.softmax(1), 1)[:, 0]
+    assert "contradict" not in analyze([stored(tmp_path / "fitting.npz", logits=logits, target=target)])
+    wrong = torch.randperm(600)[:30]
+    target[wrong] = (logits[wrong].argmax(1) + 2) % 4
+    path = stored(tmp_path / "wrong.npz", logits=logits, target=target)
+    found = as_numbers(path)["files"][0]["tail"]
+    assert 0.02 < found["share"] < 0.1 and set(found["rows"][:8]) <= set(wrong.tolist())
+    text = analyze([path])
+    assert "of the labels contradict the model" in text and f"#{found['rows'][0]}, " in text
+
+
 def test_two_files_of_the_same_targets_are_compared_row_by_row(tmp_path: Path) -> None:
     """Identities add up, flips are counted, the worst rows named, and the refinement change has its interval."""
     before, after, target = two()

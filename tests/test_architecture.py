@@ -100,7 +100,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diagnosis.evidence": ({"attribution", "floors", "history", "trends"}, set()),
     "diagnosis.confidence": ({"diagnosis.event", "diagnosis.evidence", "floors"}, set()),
     "diagnosis.generalisation": (
-        {"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence", "diagnosis.data"},
+        {"diagnosis.event", "diagnosis.evidence", "diagnosis.confidence", "floors", "diagnosis.data"},
         set(),
     ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),

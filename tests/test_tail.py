@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lossacc.diagnosis.generalisation import TAIL_SCORE
 from lightning_lossacc.fits import tail
+from lightning_lossacc.floors import TAIL_SCORE
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sums import Layout, Task
 

@@ -8,6 +8,7 @@ from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFIT
 from lightning_lossacc.diagnosis.data import COLLAPSED
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
+from lightning_lossacc.floors import TAIL_SCORE
 
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.02
@@ -16,9 +17,6 @@ HARDER = 1.25
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
-# Likelihood ratio of a tail. Trainings with over-confidence or overfitting and 1000 rows had 0 … 7, those with 3 %
-# wrong labels 15 … 180.
-TAIL_SCORE = 12.0
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
