@@ -54,11 +54,11 @@ bench: .venv/test
 	$(BIN)/python benchmarks/bench_loss.py
 	$(BIN)/python benchmarks/sm90.py
 
-# About an hour and a half on one core; what is kept in benchmarks/cache is not trained again.
+# About two hours on one core; what is kept in benchmarks/cache is not trained again.
 bench-diagnosis: .venv/test
-	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 6
+	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 5
 	$(BIN)/python benchmarks/bench_diagnosis.py judge --part report
-	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 700
+	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 640
 	$(BIN)/python benchmarks/bench_healthy.py judge --part report
 	$(BIN)/python benchmarks/bench_checkpoints.py
 

@@ -4,7 +4,7 @@
 
 Takes all kept runs of `bench_healthy.py` (ordinary ones, healthy or not) and those of the over-trained causes of
 `bench_diagnosis.py` (part "report"; no training). In each run the validation rows chose one checkpoint by each of
-three rules; all checkpoints were measured on the same 1 500 test rows. Regret: test NLL, test NLL after the temperature
+three rules; all checkpoints were measured on the same 1 000 test rows. Regret: test NLL, test NLL after the temperature
 fitted on the validation rows, or accuracy, against the best checkpoint of the run in hindsight. Hindsight picks on the
 test rows themselves, which flatters it and so overstates the regret of all rules alike. Intervals: bootstrap over runs.
 Writes `benchmarks/results/checkpoints.jsonl`.

@@ -214,7 +214,7 @@ def checkpoints(rows: list[Row]) -> list[str]:
         f"**Which checkpoint?** **In {percent(first['share'])} % ({between(first['share low'], first['share high'])}) "
         f"of {first['runs']} runs the checkpoint with the lowest validation loss cost a point of test accuracy or "
         "more** against the best one in hindsight; the one with the lowest refined loss did in "
-        f"{percent(refined['share'])} % ({between(refined['share low'], refined['share high'])}). Mean regret on 1500 "
+        f"{percent(refined['share'])} % ({between(refined['share low'], refined['share high'])}). Mean regret on 1000 "
         "test rows, which hindsight sees, so that all rules look worse than they are:",
         table(
             ("runs", "best by", "accuracy, pp", "1 pp or more", "NLL, nats", "NLL at the validation temperature, nats"),

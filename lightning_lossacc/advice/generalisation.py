@@ -111,7 +111,9 @@ def worst_items(measured: Measured) -> str:
     listed = places(measured.worst) if measured.worst else "in `paired` of history.jsonl"
     change, without = paired.get("nll_change", math.nan), paired.get("nll_change_winsorised", math.nan)
     beside = f" (the NLL changed by {change:+.4f}, and by {without:+.4f} with the tails cut)"
-    return f"look at items {listed}: their label, or what they lack{beside if math.isfinite(without) else ''}"
+    tail = measured.current.arrays.get("tail", {})
+    many = f", about {tail['share'] * measured.current.num_items:.0f} in all" if tail.get("share") else ""
+    return f"look at items {listed}{many}: their label, or what they lack{beside if math.isfinite(without) else ''}"
 
 
 def drop_duplicates(measured: Measured) -> str:
