@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_lossacc import attribution, floors, kernels, quantities
-from lightning_lossacc.floors import TAIL_SCORE
+from lightning_lossacc.floors import labels_contradict
 from lightning_lossacc.history import Record, to_json
 from lightning_lossacc.looks import Looks
 from lightning_lossacc.probe import Probe
@@ -307,7 +307,9 @@ def _head(one: Analysis) -> list[str]:
             f"NLL {values['refinement_nll']:.4f}, certainly {low:.4f} … {high:.4f}; saves "
             f"{values['temperature_gain']:.4f} nats cross-fitted; confirm on a test set"
         )
-    lines += _fit_lines(numbers["fits"]) + _tail_lines(numbers["tail"])
+    lines += _fit_lines(numbers["fits"])
+    if numbers["tail"] and labels_contradict(numbers["tail"]["score"], one.record.num_rows):
+        lines.append(_tail_line(numbers["tail"]))
     return lines + [item["text"] for item in numbers["certificates"] if item["holds"]]
 
 
@@ -322,15 +324,13 @@ def _fit_lines(found: dict[str, Any]) -> list[str]:
     return [f"cross-fitted on {found['items']} rows: as it is {found['nll']:.4f} · {gains}{scales}"]
 
 
-def _tail_lines(found: dict[str, Any]) -> list[str]:
-    if not found or found["score"] < TAIL_SCORE:
-        return []
+def _tail_line(found: dict[str, Any]) -> str:
     rows = ", ".join(f"#{row}" for row, weight in zip(found["rows"], found["weights"], strict=True) if weight > 0.5)
-    return [
+    return (
         f"about {100 * found['share']:.1f} % of the labels contradict the model, which its errors do not explain "
         f"(likelihood ratio {found['score']:.0f}; T = {found['temperature']:.2f} without them): look at "
         f"{rows or 'the worst rows'}"
-    ]
+    )
 
 
 def _file_lines(one: Analysis) -> list[str]:

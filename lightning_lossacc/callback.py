@@ -64,7 +64,7 @@ class LossAccuracyMonitor(Callback):
             returned. None captures the loss call.
         which: which place in the program is captured if a step computes several losses, from 0 in order.
         quantities: what is logged; files always hold everything.
-        accuracy_margin: largest change of accuracy called flat; less: a tenth of the error rate, or its standard error.
+        accuracy_margin: largest change of accuracy called flat; less if 10 % of the error and its standard error are.
         probe_items: items that are compared one by one across evaluations; 0 switches pairing off.
         num_classes: checked against the captured logits; None takes theirs.
         dirpath: directory of `history.jsonl`, `events.jsonl`, `summary.txt` and the figures; None for `lossacc` in the

@@ -29,7 +29,7 @@ LOWEST = -1.0e4
 NEWTON_STEPS, HALVINGS = 25, 12
 MIN_TAIL_ROWS = 100
 TAIL_ELEMENTS = 1 << 17  # logits that a tail is fitted to: 30 ms on a CPU
-TINY = 1e-300
+SMALLEST = -690.0  # exp of it is no denormal number
 BETAS, GRID = (-math.log(16.0), math.log(8.0)), 9  # of log(1 / T)
 GOLDEN, GOLDEN_STEPS, SHARE_STEPS = (math.sqrt(5) - 1) / 2, 9, 20
 DONE = 1e-7  # nats by which one more step would lower the loss
@@ -206,25 +206,27 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
 
     p_i = (1 - s) softmax(beta z_i)_y + s / C is fitted in s and beta = 1 / T by maximum likelihood (uniform label
     noise: Lawrence and Schoelkopf 2001). Errors that a model knows of are explained by its temperature and give s = 0:
-    wrong labels, corrupted inputs or rows of another kind do not. The likelihood is concave in s; beta is searched in
-    1/16 ... 8.
+    wrong labels, corrupted inputs or rows of another kind do not. Rows whose own temperatures differ much look like a
+    few of them, and the ratio grows with the rows. The likelihood is concave in s; C counts no class that is masked.
 
     Args:
         logits: (n, C) of a float dtype; -inf masks a class.
         target: (n,) int64 in 0 ... C-1.
 
     Returns:
-        None for fewer than 100 rows, or if a number is not finite.
+        None for fewer than 100 rows, if a number is not finite, or if the best temperature is not within 1/8 ... 16.
     """
-    scores = logits.double().clamp_min(LOWEST)
+    scores = torch.log_softmax(logits.double(), dim=1).clamp_min(LOWEST)
     if len(scores) < MIN_TAIL_ROWS or not bool(torch.isfinite(scores).all()):
         return None
-    some = scores[: max(MIN_TAIL_ROWS, TAIL_ELEMENTS // scores.shape[1])]
-    own, uniform = target[: len(some)], 1 / scores.shape[1]
+    # Evenly spaced rows stand for many: the first ones of an ordered set are of a few classes.
+    step = math.ceil(len(scores) / max(MIN_TAIL_ROWS, TAIL_ELEMENTS // scores.shape[1]))
+    some, own = scores[::step], target[::step]
+    uniform = 1 / max(int((scores > LOWEST).any(0).sum()), 1)
 
     @functools.cache
     def chances(log_beta: float) -> Tensor:
-        return _of_target(some * math.exp(log_beta), own)
+        return _of_target(some * math.exp(log_beta), own).exp()
 
     def mixed(log_beta: float) -> float:
         chance = chances(log_beta)
@@ -234,17 +236,20 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
         return float(chances(log_beta).log().sum())
 
     log_beta, likelihood = _highest(mixed)
+    plain_beta, plain_likelihood = _highest(plain)
+    score = 2 * (likelihood - plain_likelihood)
+    if not (all(BETAS[0] < place < BETAS[1] for place in (log_beta, plain_beta)) and math.isfinite(score)):
+        return None
     share = _tail_share(chances(log_beta), uniform)
-    score = 2 * (likelihood - _highest(plain)[1])
-    rest = _of_target(scores * math.exp(log_beta), target)
+    rest = _of_target(scores * math.exp(log_beta), target).exp()
     weight = share * uniform / (rest + share * (uniform - rest))
-    loss = -float((weight * _of_target(scores, target).log()).mean())
-    return Tail(share, loss, max(score, 0.0), math.exp(-log_beta), weight) if math.isfinite(score) else None
+    loss = -float((weight * scores.gather(1, target[:, None])[:, 0]).mean())
+    return Tail(share, loss, max(score, 0.0), math.exp(-log_beta), weight)
 
 
 def _of_target(scores: Tensor, target: Tensor) -> Tensor:
-    """Probability of the target of each row, (n,), at least the smallest positive number."""
-    return (scores.gather(1, target[:, None])[:, 0] - scores.logsumexp(1)).exp().clamp_min(TINY)
+    """Log-probability of the target of each row, (n,), at least that of the smallest positive numbers."""
+    return (scores.gather(1, target[:, None])[:, 0] - scores.logsumexp(1)).clamp_min(SMALLEST)
 
 
 def _tail_share(chance: Tensor, uniform: float) -> float:

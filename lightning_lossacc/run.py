@@ -369,6 +369,7 @@ class Run:
         history, events = load_history(saved["history"]), [Event.from_json(line) for line in unpack(saved["events"])]
         self._start_anew()
         self.history, self.events = history, events
+        self._voice.recall(events)
         self._diagnosis.load_state("".join(unpack(saved["open"])))
         self._references, self._train_state = saved["references"], saved["train"]
         self._saved_rows = saved["train_rows"]

@@ -132,11 +132,15 @@ class Voice:
 
     def say_event(self, trainer: Trainer, event: Event) -> None:
         """Shows a report, unless only the words for an accuracy that has not fallen are other than before."""
-        told = (event.cause, event.event.endswith("-down") and not event.event.endswith("not-down"))
+        told = _what(event)
         if event.status == "revised" and self._told.get(event.id) == told:
             return
         self._told[event.id] = told
         self.say(trainer, event.message)
+
+    def recall(self, events: Sequence[Event]) -> None:
+        """What was told before a training went on from a checkpoint."""
+        self._told |= {event.id: _what(event) for event in events if event.level == "warning"}
 
     def say_opening(self, trainer: Trainer, record: Record, state: StageState, source: str | None) -> None:
         """What was captured and what it can resolve, at the first evaluation of a stage and loader."""
@@ -228,6 +232,11 @@ class Voice:
                 if isinstance(sink, ReportSink) and os.path.exists(sink.path):
                     self.reporter.report(sink.path, step)
         self.reporter.close()
+
+
+def _what(event: Event) -> tuple[str, bool]:
+    """What makes a report news: its first cause, and whether accuracy is down."""
+    return event.cause, event.event.endswith("-down") and not event.event.endswith("not-down")
 
 
 def step_of(trainer: Trainer) -> int:

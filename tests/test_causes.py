@@ -115,7 +115,8 @@ class Situation:
             logged = {"loss": values["nll"], "accuracy": values["accuracy"]}
             values = {}
         known = {"num_classes": 10.0} | self.context | (context or {})
-        full = {} if self.scalars else {"classes": table} | arrays
+        cells = {"rows": [[50, 50], [0, 900]], "nll": [[75.0, 100.0], [0.0, 40.0]]}
+        full = {} if self.scalars else {"classes": table, "cells": cells} | arrays
         return Record("val", 0, epoch, epoch * 10, 0.0, True, self.items, self.items, values, full, logged, {}, known)
 
 
@@ -145,13 +146,12 @@ SHIFTED = STATE.but(
 )
 UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"update_ratio": 0.05, "learning_rate": 0.1})
 DIED = STATE.but(
-    context={"dead_units": 1.0, "update_ratio_max": 0.05, "update_ratio": 1e-4},
-    first={"dead_units": 0.2},
-    train=(2.3,) * 4,
+    context={"dead_units": 1.0, "update_ratio": 1e-4}, first={"dead_units": 0.2, "update_ratio": 0.05}, train=(2.3,) * 4
 )
 STILL = STATE.but(
     values={"nll": 2.31, "refinement_nll": 2.30},
-    context={"update_ratio": 1e-6, "update_ratio_max": 0.05, "learning_rate": 0.1},
+    context={"update_ratio": 1e-6, "learning_rate": 0.1},
+    first={"update_ratio": 0.05},
     train=(2.3,) * 4,
 )
 SLOW = STATE.but(
@@ -251,6 +251,12 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         {
             "nothing was memorised": RISE.but(
                 paired={"refinement_change": 0.09}, probe={"accuracy": 1.0}, memory=MEMORY | {"memorised_share": 0.01}
+            ),
+            "it is not known how wrong these rows were": RISE.but(
+                paired={"refinement_change": 0.09},
+                probe={"accuracy": 1.0},
+                memory=MEMORY,
+                before_arrays={"cells": None},
             ),
             "as many of these rows are as wrong": RISE.but(
                 paired={"refinement_change": 0.09},
@@ -362,10 +368,14 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
     "learning-rate-too-high": (
         UNREST,
         {
-            "dead from the start": DIED.but(first={"dead_units": 0.95}),
-            "died of small steps": DIED.but(context={"update_ratio_max": 1e-3}),
+            "dead from the start": DIED.but(first={"dead_units": 0.95, "update_ratio": 0.05}),
+            "a few more died": DIED.but(first={"dead_units": 0.75, "update_ratio": 0.05}),
+            "died of small steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 2e-3}),
+            "a first step from zero": DIED.but(
+                first={"dead_units": 0.2, "update_ratio": 2e-3}, context={"update_ratio_max": 0.5}
+            ),
             "the steps go on": STILL.but(context={"update_ratio": 1e-3}),
-            "the rate fell as well": STILL.but(first={"learning_rate": 1.0}),
+            "the rate fell as well": STILL.but(first={"learning_rate": 1.0, "update_ratio": 0.05}),
             "something was learnt": STILL.but(values={"refinement_nll": 1.5}),
             "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lossacc.fits import tail
-from lightning_lossacc.floors import TAIL_SCORE
+from lightning_lossacc.floors import TAIL_SCORE, labels_contradict
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sums import Layout, Task
 
@@ -101,11 +101,44 @@ def test_nothing_is_said_of_few_rows_or_numbers_that_are_none() -> None:
     assert tail(logits, target) is None
 
 
+@pytest.mark.parametrize("scale", [1e4, 60.0, 0.02])
+def test_nothing_is_said_beyond_the_temperatures(scale: float) -> None:
+    """There a share of arbitrary labels would stand for the temperature that is missing."""
+    logits, target = calibrated(1000, scale)
+    assert tail(logits, target) is None
+
+
 def test_perfect_answers_have_no_tail() -> None:
     """All right with certainty: the likelihood of both is 0."""
     target = torch.randint(0, CLASSES, (300,))
     found = tail(1e4 * F.one_hot(target, CLASSES).double(), target)
     assert found is not None and found.share == 0 and found.score == 0
+
+
+@pytest.mark.parametrize("offset", [-1e5, 1e5])
+def test_distances_are_logits_as_well(offset: float) -> None:
+    """A constant far below what masks a class changes nothing."""
+    logits, target = calibrated(1000, 2.0)
+    target = relabelled(target, 0.03)
+    found, moved = tail(logits, target), tail(logits + offset, target)
+    assert found is not None and moved is not None and found.score > TAIL_SCORE
+    assert moved.score == pytest.approx(found.score, rel=1e-6)
+
+
+def test_an_ordered_set_is_seen_as_a_whole() -> None:
+    """Of 64 classes only every fourth row is fitted; wrong labels at the end count as much as at the beginning."""
+    logits = 3 * torch.randn(8192, 64, dtype=torch.float64)
+    target = torch.multinomial(logits.softmax(1), 1)[:, 0]
+    target[4096:4496] = torch.randint(0, 64, (400,))
+    order = torch.randperm(8192)
+    found, mixed = tail(logits, target), tail(logits[order], target[order])
+    assert found is not None and mixed is not None
+    assert found.share == pytest.approx(400 / 8192, rel=0.3) and mixed.share == pytest.approx(found.share, rel=0.35)
+
+
+def test_a_ratio_must_grow_with_the_rows() -> None:
+    assert labels_contradict(12.0, 300) and labels_contradict(12.0, 1000) and not labels_contradict(11.9, 100)
+    assert labels_contradict(98.5, 8192) and not labels_contradict(98.0, 8192)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "binary"])

@@ -73,7 +73,7 @@ EVENTS: dict[str, str] = {
     "few-items": "the validation set is so small that single items move everything",
     "loss-high-for-accuracy": "the loss of one evaluation is far above what these answers cost with fitting confidence",
     "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
-    "plateau": "the loss has stopped moving far above zero",
+    "plateau": "the loss, or that after one temperature, has stopped moving far above zero",
     "spike": "one or two evaluations stood far above their surroundings and came back",
     "non-finite": "rows have NaN or infinite logits",
     "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",

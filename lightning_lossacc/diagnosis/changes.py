@@ -59,8 +59,10 @@ class Stream:
     def margin(self, reference: Record) -> float:
         """Largest change of accuracy that counts as flat, for one reference."""
         error = 1 - accuracy_of(reference)
-        # What is less than the standard error of the accuracy says nothing about new data.
-        finest = max(0.1 * error, reference.values.get("accuracy_standard_error", 0.0))
+        # What is less than the standard error of the accuracy says nothing about new data. By its formula for items of
+        # one row, since a checkpoint keeps no standard error of earlier evaluations.
+        items = reference.num_items
+        finest = max(0.1 * error, math.sqrt(max(error * (1 - error), 0.0) / items) if items > 0 else 0.0)
         return min(self.accuracy_margin, finest) or self.accuracy_margin
 
     @cached_property

@@ -81,14 +81,16 @@ def scale_growth(evidence: Evidence) -> Cause | None:
         return None
     gained, error = (evidence.paired.get(key, math.nan) for key in ("accuracy_change", "accuracy_change_error"))
     lower = -change >= REFINED_GAIN * evidence.reference.values.get("refinement_nll", math.inf)
-    if evidence.accuracy.kind != "up" and not gained > 2.58 * error and not (lower and gained >= 0):
+    is_up = evidence.accuracy.kind == "up" or gained > 2.58 * error
+    if not is_up and not (lower and gained > -2.58 * error):
         return None
+    by = 100 * (gained if math.isfinite(gained) else evidence.accuracy.change)
     return Cause(
         "scale-growth",
         share=1.0,
         evidence=(
             f"after one temperature the loss still fell by {-change:.4f} nats ({low:+.4f} … {high:+.4f})",
-            f"accuracy rose by {100 * (gained if math.isfinite(gained) else evidence.accuracy.change):.1f} pp",
+            f"accuracy rose by {by:.1f} pp" if is_up else f"accuracy did not fall ({by:+.1f} pp)",
         ),
     )
 
@@ -242,7 +244,7 @@ def _certified(evidence: Evidence) -> Cause | None:
     before = 0.0 if evidence.is_static else loss_of(evidence.reference)
     change = loss if evidence.is_static else evidence.full_nll_change
     share = (loss - max(bound, before)) / change if change > 0 else math.nan
-    if not share > (STATIC_SHARE if evidence.is_static else 1 - OVERCONFIDENCE_SHARE):
+    if not share > (KEPT_SHARE if evidence.is_static else 1 - OVERCONFIDENCE_SHARE):
         return None
     lines = [f"a constant confidence of {100 * (1 - error):.1f} % would score {bound:.4f}, not {loss:.4f}"]
     if loss > math.log(num_classes):

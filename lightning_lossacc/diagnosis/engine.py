@@ -72,8 +72,8 @@ class Diagnosis:
     """Judges one record after another and keeps what is open.
 
     Args:
-        accuracy_margin: largest change of accuracy that still counts as flat; if that is less, a tenth of the reference
-            error rate, or its standard error.
+        accuracy_margin: largest change of accuracy that still counts as flat; less where a tenth of the reference error
+            rate and the standard error of the accuracy are both less.
     """
 
     def __init__(self, accuracy_margin: float = ACCURACY_MARGIN) -> None:

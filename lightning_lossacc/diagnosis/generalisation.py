@@ -8,7 +8,7 @@ from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFIT
 from lightning_lossacc.diagnosis.data import COLLAPSED
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
-from lightning_lossacc.floors import TAIL_SCORE
+from lightning_lossacc.floors import labels_contradict
 
 # Share of the probe's training rows that must have been learnt against the model's own confident answer.
 MEMORISED_SHARE = 0.02
@@ -97,7 +97,7 @@ def label_noise(evidence: Evidence) -> Cause | None:
         return None
     share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
     here = _hard_share(evidence)
-    memorised = share >= MEMORISED_SHARE and share * items >= 5 and share > HARDER * here
+    memorised = share >= MEMORISED_SHARE and share * items >= 5 and 0 <= HARDER * here < share
     behind, is_behind = _training_behind(evidence)
     if not (memorised or is_behind):
         return None
@@ -106,7 +106,7 @@ def label_noise(evidence: Evidence) -> Cause | None:
         lines.insert(0, f"training rows were {100 * behind:.1f} pp less accurate than these at the reference")
     if memorised:
         text = f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch"
-        beside = f"; of these rows {100 * here:.1f} % were as wrong" if here >= 0 else ""
+        beside = f"; of these rows {100 * here:.1f} % were as wrong"
         lines.insert(0, f"{text} {evidence.reference.epoch} against the model's own confident answer{beside}")
     suspects = memory.get("suspects") or []
     if suspects:
@@ -158,21 +158,24 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     """A few rows have labels that contradict the model, and they carry the rise; for the others it is small.
 
     What it finds: a mixture of the model's probabilities, at their best temperature, and of a small share of arbitrary
-        labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12 or
-        more), and the rows of that share carry at least half of the rise; of one evaluation, half of the loss.
+        labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12
+        for every 1000 rows, at least 12), and the rows of that share carry at least half of the rise; of one
+        evaluation, half of the loss.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was, and a temperature makes all rows pay for a few.
     Evidence it needs: logits of at most 64 classes; paired rows over an interval.
     What to do: look at the listed rows.
-    When it is wrong: hard rows that are labelled right look the same. Over-confidence alone gives no such share: the
-        errors that a model may expect are explained by the temperature.
+    When it is wrong: hard rows that are labelled right look the same, and so do a few rows that are far more
+        over-confident than the others. Over-confidence of all rows alike gives no such share: the errors that a model
+        may expect are explained by the temperature.
     Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (errors in test sets).
     """
     tail = evidence.current.arrays.get("tail")
-    if not tail or not (tail["score"] >= TAIL_SCORE and TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]):
+    if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]:
         return None
     # Such rows do not come and go; a checkpoint keeps no tail of earlier evaluations.
-    if not evidence.reference.arrays.get("tail", tail)["score"] >= TAIL_SCORE / 2:
+    before, items = evidence.reference.arrays.get("tail", tail), evidence.current.num_items
+    if not (labels_contradict(tail["score"], items) and labels_contradict(2 * before["score"], items)):
         return None
     if evidence.is_static:
         carried, whole = tail["loss"], evidence.value("nll")

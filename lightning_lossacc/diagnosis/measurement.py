@@ -171,7 +171,8 @@ def _drifting(evidence: Evidence) -> Cause | None:
     last = evidence.series[-3:]
     drifts = [record.context.get("batch_norm_drift", math.nan) for record in last]
     behind = [record.context.get("train_accuracy", math.nan) - accuracy_of(record) for record in last]
-    worse = [loss_of(record) / record.context.get("train_nll", math.nan) for record in last]
+    # A training NLL of 0 is no reason to look at batch normalisation.
+    worse = [loss_of(record) / (record.context.get("train_nll") or math.nan) for record in last]
     if len(last) < 3 or not (min(drifts) >= DRIFT and min(behind) > 0.05 and min(worse) > 1.5):
         return None
     return Cause(

@@ -24,7 +24,8 @@ def plateau(stream: Stream, is_open: bool) -> Opening | None:
             continue
         floor = practical_floor(losses[-1]) * (2 if is_open else 1)
         found = trends.find_plateau(losses, floor, alpha=PLATEAU_ALPHA)
-        if found is not None:
+        # A loss that rises while the other one stands is no plateau.
+        if found is not None and stream.losses[-1] <= min(stream.losses[-found.window :]) + floor:
             break
     else:
         return None

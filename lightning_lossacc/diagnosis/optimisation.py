@@ -11,7 +11,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 LOW_RATIO = 3e-4
-DEAD_SHARE, ALIVE_SHARE = 0.9, 0.8
+DEAD_SHARE, DIED_SHARE = 0.9, 0.3
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
@@ -74,7 +74,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
         return broken
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
-    if len(train) < 4 or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
+    # A plateau has no unrest; only a network that broke stands still because of its steps.
+    if len(train) < 4 or "plateau" in evidence.details or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
@@ -85,9 +86,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
-    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and level > 0.2 * prior
-    # At the level of guessing inputs that say nothing are as likely, unless the updates are far too large.
-    stalls &= level < 0.9 * prior or ratio >= 2 * HIGH_RATIO
+    stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
     swings = evidence.details.get("swing", 0.0) > 0
     # Without the size of the updates unrest has to be larger to be told from small batches.
     both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
@@ -108,20 +107,25 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
 def _broken(evidence: Evidence) -> Cause | None:
     """Large updates after which nothing moves any more: units died in training, or no gradient passes."""
-    steps = [record.context.get("update_ratio_max", math.nan) for record in evidence.series]
-    highest = max(filter(math.isfinite, steps), default=math.nan)
-    if not highest >= HIGH_RATIO or _shrunk(evidence):
+    # Medians: the first step of a weight that starts at zero is as large as one likes.
+    highest = max(evidence.context_column("update_ratio"), default=math.nan)
+    if not highest >= HIGH_RATIO / 2 or _shrunk(evidence):
         return None
     moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
     shares = _silent_shares(evidence)
-    if _is_dead(evidence) and shares and (shares[0] < ALIVE_SHARE or highest > 5 * HIGH_RATIO):
+    if _is_dead(evidence) and shares and shares[-1] - shares[0] >= DIED_SHARE:
         line = (
             f"{100 * shares[0]:.0f} % of the units of the worst layer were dead at first, {100 * shares[-1]:.0f} % now"
         )
         return Cause("learning-rate-too-high", math.nan, (f"units died after {moved}", line))
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     still = bool(rates) and rates[-1] > 0.5 * max(rates)
-    if still and ratio < VANISHED * highest and evidence.value("refinement_nll") > 0.9 * evidence.label_entropy:
+    if (
+        still
+        and highest >= HIGH_RATIO
+        and ratio < VANISHED * highest
+        and evidence.value("refinement_nll") > 0.9 * evidence.label_entropy
+    ):
         line = f"an update moves the weights by {100 * ratio:.2g} % of their size now, at a rate of {rates[-1]:.3g}"
         return Cause("learning-rate-too-high", math.nan, (f"after {moved} no gradient passes", line))
     return None

@@ -89,7 +89,7 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
         if "nll" not in record.values:
             num_classes, error = record.context.get("num_classes"), 1 - accuracy_of(record)
             known = num_classes is not None and 0 <= error <= 1
-            return known and loss - constant_confidence_nll(error, int(num_classes)) >= STATIC_SHARE * loss
+            return known and loss - constant_confidence_nll(error, int(num_classes)) >= share * loss
         fits = record.arrays.get("fits", {})
         bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
         excess = loss - record.values.get("refinement_nll", math.nan) + bias
