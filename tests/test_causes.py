@@ -265,6 +265,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
                 before_arrays={"cells": {"rows": [[0, 90], [0, 910]], "nll": [[0.0, 450.0], [0.0, 40.0]]}},
             ),
             "the ranking is as good": RISE.but(probe={"accuracy": 1.0}, memory=MEMORY),
+            "training is a little behind": RISE.but(
+                paired={"refinement_change": 0.09}, probe={"accuracy": 0.82}, memory=MEMORY
+            ),
             "training is no better": RISE.but(
                 paired={"refinement_change": 0.09}, probe={"accuracy": 0.9}, memory=MEMORY
             ),
@@ -287,6 +290,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         DUPLICATED,
         {
             "a few repeat": DUPLICATED.but(arrays={"duplicates": 0.02}),
+            "only now": DUPLICATED.but(static=False, before_arrays={"duplicates": 0.0}),
             "collapsed": DUPLICATED.but(values={"predicted_majority_rate": 1.0}),
         },
     ),

@@ -14,6 +14,7 @@ from lightning_lossacc.floors import labels_contradict
 MEMORISED_SHARE = 0.02
 # Over the share of validation rows that were as wrong: 0 … 1 in trainings without label noise, 1.5 … 35 with 20 … 30 %.
 HARDER = 1.25
+NEVER_LEARNT = 0.10  # by which training rows are less accurate than validation rows, at the reference and now
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
@@ -79,8 +80,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
     """Training rows with wrong labels are learnt by heart, and the loss on new rows pays for it.
 
     What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
-        now, and at the reference they were less accurate: by 5 pp in the same mode, or by 8 pp in the steps of the
-        epoch after it where no layer drops out. Or many training rows became right since, to which the model had given
+        now (or are 10 pp less accurate still, in the same mode), and at the reference they were less accurate: by 5 pp
+        in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out. Or many training rows became right since, to which the model had given
         another class with confidence (NLL above ln C + 1), more than 1.25 times the share of validation rows like that.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
     Evidence it needs: accuracy on training rows; with `train_probe=` they are followed one by one and listed.
@@ -92,8 +93,9 @@ def label_noise(evidence: Evidence) -> Cause | None:
     """
     memory = evidence.train_probe[-1].arrays.get("memory", {}) if evidence.train_probe else {}
     _, low, _ = evidence.refinement_change
-    learned = evidence.train_accuracy > accuracy_of(evidence.current) + 0.05
-    if evidence.is_static or not (low > 0 and learned):
+    ahead = evidence.train_accuracy - accuracy_of(evidence.current)
+    # Learnt by heart; or, in the same mode, never learnt: the labels of these rows can be, and those can not.
+    if evidence.is_static or not (low > 0 and (ahead > 0.05 or (evidence.train_probe and ahead < -NEVER_LEARNT))):
         return None
     share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
     here = _hard_share(evidence)
@@ -206,7 +208,9 @@ def leakage(evidence: Evidence) -> Cause | None:
     Reference: Kapoor and Narayanan 2023.
     """
     share = evidence.current.arrays.get("duplicates")
-    if share is None or not share >= DUPLICATES_SHARE:
+    # The same rows are shared in every evaluation; outputs that coincide by the network's doing are others each time.
+    last = [record.arrays["duplicates"] for record in evidence.series[-3:] if "duplicates" in record.arrays]
+    if share is None or not min([share, *last]) >= DUPLICATES_SHARE:
         return None
     # A collapsed network gives different rows outputs that differ by next to nothing.
     if evidence.value("predicted_majority_rate") >= COLLAPSED:
