@@ -81,8 +81,9 @@ def label_noise(evidence: Evidence) -> Cause | None:
 
     What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
         now (or are 10 pp less accurate still, in the same mode), and at the reference they were less accurate: by 5 pp
-        in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out. Or many training rows became right since, to which the model had given
-        another class with confidence (NLL above ln C + 1), more than 1.25 times the share of validation rows like that.
+        in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out. Or many training rows
+        became right since, to which the model had given another class with confidence (NLL above ln C + 1), more than
+        1.25 times the share of validation rows like that.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
     Evidence it needs: accuracy on training rows; with `train_probe=` they are followed one by one and listed.
     What to do: look at the listed rows; relabel or drop them; a robust loss; keep the checkpoint of the refinement
