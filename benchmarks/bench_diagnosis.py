@@ -5,7 +5,8 @@
 
 `train` writes one compressed file a run to `benchmarks/cache/` (not in the repository) and skips what is there; about
 three seconds a run on one core. `judge` replays the diagnosis record by record, prints abstention, precision and the
-confusion matrix, and writes `benchmarks/results/planted.jsonl` (for the part "report").
+confusion matrix, and writes `benchmarks/results/planted.jsonl` (for the part "report"): the first look at programs
+that nobody had seen. Whoever changes a rule after it adds `--corrected`, or new programs.
 """
 
 from __future__ import annotations
@@ -94,6 +95,11 @@ def main() -> None:
     arguments.add_argument("--cache", type=Path, default=CACHE)
     arguments.add_argument("--results", type=Path, default=RESULTS)
     arguments.add_argument("--again", action="store_true", help="train what is kept already")
+    arguments.add_argument(
+        "--corrected",
+        action="store_true",
+        help="rules were changed after a first look: add one row beside the results of that look, and leave them",
+    )
     arguments.add_argument("--runs", action="store_true", help="one line for each run that is not right")
     chosen = arguments.parse_args()
     causes = chosen.causes.split(",") if chosen.causes else list(FAULTS)
@@ -131,6 +137,10 @@ def main() -> None:
     lines += [{"table": "confusion", **line} for line in matrix]
     if chosen.part == "report" and not chosen.causes:
         chosen.results.mkdir(parents=True, exist_ok=True)
+        if chosen.corrected:
+            text = (chosen.results / "planted.jsonl").read_text(encoding="utf-8")
+            first = [line for line in map(json.loads, text.splitlines()) if line["table"] != "corrected"]
+            lines = [*first, {"table": "corrected", **row("all", runs), "commit": environment()["commit"]}]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (chosen.results / "planted.jsonl").write_text(text, encoding="utf-8")
 

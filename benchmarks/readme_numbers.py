@@ -125,6 +125,14 @@ def wrapped(piece: str) -> str:
 def planted(rows: list[Row]) -> list[str]:
     """Planted faults: abstention first, then how many of the given verdicts are right."""
     whole = next(row for row in rows if row["table"] == "all")
+    later = next((row for row in rows if row["table"] == "corrected"), None)
+    corrected = ""
+    if later is not None:
+        corrected = (
+            " That was the first look. With the rules that were corrected after it, on the same runs, "
+            f"{rated(later, 'precision')} are right and {percent(later['abstention'])} % abstained, which is no longer "
+            "unseen."
+        )
     causes = [row for row in rows if row["table"] == "cause" and row["shown"]]
     programs = [row["name"] for row in rows if row["table"] == "program"]
     short = [f"{row['name']} {percent(row['precision'] or 0)} %" for row in causes if (row["precision"] or 0) < RIGHT]
@@ -156,14 +164,15 @@ def planted(rows: list[Row]) -> list[str]:
     return [
         f"**Does it name the cause?** {len(causes)} faults, planted in {whole['runs']} small trainings of "
         f"{listed(programs)}: programs, networks, data and seeds that nobody had looked at when rules and limits "
-        "were set. What is true of a run is decided on 8000 fresh rows of its generator; a fault has shown if it changed "
-        f"a loss there by two practical floors (10 %, 0.02 nats). Where it showed ({whole['shown']} runs), **it abstained in "
+        "were set. What is true of a run is decided on 8000 fresh rows of its generator; a fault has shown if it "
+        "changed a loss there by two practical floors (10 %, 0.02 nats). Where it showed "
+        f"({whole['shown']} runs), **it abstained in "
         f"{percent(whole['abstention'])} %, and of the {whole['shown'] - whole['abstained']} verdicts given "
         f"{rated(whole, 'precision')} are right**: the planted cause is named, and beside it nothing that is not "
         f"true. {whole['half right']} name it beside something untrue, {whole['wrong']} name something else; "
         f"{whole['true warnings']} of {whole['warnings']} warnings name a cause that holds on the fresh rows. The bar "
         f"is {percent(RIGHT)} % right and at most {percent(ABSTAINED)} % abstained. Below it: {listed(short)}. Silent "
-        f"too often: {listed(silent)}.",
+        f"too often: {listed(silent)}.{corrected}",
         folded("Each cause, and what was named instead of it or beside it", table(head, lines)),
     ]
 
