@@ -65,6 +65,7 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=100)
     arguments.add_argument("--cache", type=Path, default=CACHE)
     arguments.add_argument("--results", type=Path, default=RESULTS)
+    arguments.add_argument("--corrected", action="store_true", help="as in bench_diagnosis.py")
     arguments.add_argument("--runs", action="store_true", help="one line for each healthy run with a warning")
     chosen = arguments.parse_args()
     cache = chosen.cache / f"healthy-{chosen.part}"
@@ -126,6 +127,10 @@ def main() -> None:
             *({"table": "causes", "warning": name, "runs": count} for name, count in causes.items()),
         ]
         chosen.results.mkdir(parents=True, exist_ok=True)
+        if chosen.corrected:
+            text = (chosen.results / "healthy.jsonl").read_text(encoding="utf-8")
+            first = [line for line in map(json.loads, text.splitlines()) if line["table"] != "corrected"]
+            lines = [*first, {"table": "corrected", **table[0], "commit": environment()["commit"]}]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (chosen.results / "healthy.jsonl").write_text(text, encoding="utf-8")
 
