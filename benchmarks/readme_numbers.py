@@ -187,8 +187,8 @@ def healthy(rows: list[Row]) -> list[str]:
     corrected = ""
     if later is not None:
         corrected = (
-            f" That was the first look; with the rules that were corrected after it, a warning stands in {later['alarms']} "
-            f"of {later['runs']} ({rated(later, 'share')}), which is no longer unseen."
+            " That was the first look; with the rules that were corrected after it, a warning stands in "
+            f"{later['alarms']} of {later['runs']} ({rated(later, 'share')}), which is no longer unseen."
         )
     verdict = "held" if ours["high"] <= FALSE_ALARM else "not shown" if ours["share"] <= FALSE_ALARM else "missed"
     rules = {name: row for name, row in alarms.items() if not name.startswith("lossacc, ") or "unknown" in name}
@@ -199,7 +199,8 @@ def healthy(rows: list[Row]) -> list[str]:
         f"**Is it quiet on healthy runs?** Of {counts['runs']} trainings, varied in data, network, optimiser and "
         f"schedule, {counts['healthy']} were healthy on fresh rows. **A warning stood in {rated(ours, 'share')} of "
         f"them**; the bar of {percent(FALSE_ALARM)} % is {verdict}. Warnings, in runs: {listed(kinds)}. Common rules "
-        f"on the same losses alarm in: {listed(beside)} (some of them are rules for stopping, not for warning).{corrected}",
+        f"on the same losses alarm in: {listed(beside)} (some of them are rules for stopping, not for "
+        f"warning).{corrected}",
         folded("Each rule with its interval", table(("rule", "healthy runs with an alarm", "share, 95 %"), lines)),
     ]
 

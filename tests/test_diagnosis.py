@@ -16,6 +16,7 @@ import pytest
 from lightning_lossacc.diagnosis import Diagnosis, Event
 from lightning_lossacc.diagnosis.engine import required_z
 from lightning_lossacc.history import History
+from lightning_lossacc.scan import replay
 from tests.simulated import Simulation, learning
 
 
@@ -142,6 +143,16 @@ def test_four_evaluations_open_on_paired_evidence_alone() -> None:
     unpaired = Simulation(num_rows=4000, paired=False)
     for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5), (2.5, 2.5)):
         assert not [event for event in unpaired.evaluate(scale, separation) if event.event.startswith("loss-up")]
+
+
+@pytest.mark.parametrize(("update_ratio", "opens"), [(1e-4, True), (0.02, False)])
+def test_early_rises_under_large_steps_wait(update_ratio: float, opens: bool) -> None:
+    """The same four evaluations: of a fine-tuning, and of a training whose steps move the weights by 2 %."""
+    run = Simulation(num_rows=4000)
+    for scale, separation in ((1.0, 2.0), (1.0, 2.5), (2.5, 2.5), (2.5, 2.5)):
+        run.evaluate(scale, separation)
+    told = History(replace(record, context={"update_ratio": update_ratio}) for record in run.history)
+    assert opens == any(event.event.startswith("loss-up") for event in replay(told))
 
 
 def test_without_pairs_no_cause_is_named() -> None:
