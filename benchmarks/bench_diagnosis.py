@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench_trends import clopper_pearson
-from measure import RESULTS, environment, print_table
+from measure import RESULTS, beside_first_look, environment, print_table
 from planted.faults import FAULTS, plans
 from planted.judge import Judged, judge
 from planted.run import CACHE, keep, kept, quiet, train
@@ -138,9 +138,7 @@ def main() -> None:
     if chosen.part == "report" and not chosen.causes:
         chosen.results.mkdir(parents=True, exist_ok=True)
         if chosen.corrected:
-            text = (chosen.results / "planted.jsonl").read_text(encoding="utf-8")
-            first = [line for line in map(json.loads, text.splitlines()) if line["table"] != "corrected"]
-            lines = [*first, {"table": "corrected", **row("all", runs), "commit": environment()["commit"]}]
+            lines = beside_first_look(chosen.results / "planted.jsonl", row("all", runs))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (chosen.results / "planted.jsonl").write_text(text, encoding="utf-8")
 

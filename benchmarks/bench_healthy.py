@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_trends import DETECTORS, clopper_pearson
-from measure import RESULTS, environment, print_table
+from measure import RESULTS, beside_first_look, environment, print_table
 from planted.healthy import fault, plans
 from planted.judge import reports
 from planted.run import CACHE, keep, kept, quiet, train
@@ -128,9 +128,7 @@ def main() -> None:
         ]
         chosen.results.mkdir(parents=True, exist_ok=True)
         if chosen.corrected:
-            text = (chosen.results / "healthy.jsonl").read_text(encoding="utf-8")
-            first = [line for line in map(json.loads, text.splitlines()) if line["table"] != "corrected"]
-            lines = [*first, {"table": "corrected", **table[0], "commit": environment()["commit"]}]
+            lines = beside_first_look(chosen.results / "healthy.jsonl", table[0])
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (chosen.results / "healthy.jsonl").write_text(text, encoding="utf-8")
 

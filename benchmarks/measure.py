@@ -243,3 +243,10 @@ def _over_places(targets: Sequence[Target]) -> Row:
         "worst": max(found) if targets[0].at_most else min(found),
         **{verdict: [target.verdict for target in targets].count(verdict) for verdict in get_args(Verdict)},
     }
+
+
+def beside_first_look(path: Path, row: Mapping[str, object]) -> list[Row]:
+    """The lines of a first look as they are, with what rules that were corrected after it reach: one row."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    first = [line for line in lines if line["table"] != "corrected"]
+    return [*first, {"table": "corrected", **row, "commit": environment()["commit"]}]

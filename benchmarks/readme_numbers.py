@@ -122,17 +122,18 @@ def wrapped(piece: str) -> str:
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
+def corrected(rows: list[Row], words: Callable[[Row], str]) -> str:
+    """What rules that were changed after a first look reach on the same runs, if they were."""
+    row = next((row for row in rows if row["table"] == "corrected"), None)
+    if row is None:
+        return ""
+    reached = f"With the rules that were corrected after it, {words(row)}, which is no longer unseen."
+    return f" That was the first look. {reached}"
+
+
 def planted(rows: list[Row]) -> list[str]:
     """Planted faults: abstention first, then how many of the given verdicts are right."""
     whole = next(row for row in rows if row["table"] == "all")
-    later = next((row for row in rows if row["table"] == "corrected"), None)
-    corrected = ""
-    if later is not None:
-        corrected = (
-            " That was the first look. With the rules that were corrected after it, on the same runs, "
-            f"{rated(later, 'precision')} are right and {percent(later['abstention'])} % abstained, which is no longer "
-            "unseen."
-        )
     causes = [row for row in rows if row["table"] == "cause" and row["shown"]]
     programs = [row["name"] for row in rows if row["table"] == "program"]
     short = [f"{row['name']} {percent(row['precision'] or 0)} %" for row in causes if (row["precision"] or 0) < RIGHT]
@@ -172,7 +173,13 @@ def planted(rows: list[Row]) -> list[str]:
         f"true. {whole['half right']} name it beside something untrue, {whole['wrong']} name something else; "
         f"{whole['true warnings']} of {whole['warnings']} warnings name a cause that holds on the fresh rows. The bar "
         f"is {percent(RIGHT)} % right and at most {percent(ABSTAINED)} % abstained. Below it: {listed(short)}. Silent "
-        f"too often: {listed(silent)}.{corrected}",
+        f"too often: {listed(silent)}."
+        + corrected(
+            rows,
+            lambda row: (
+                f"on the same runs, {rated(row, 'precision')} are right and {percent(row['abstention'])} % abstained"
+            ),
+        ),
         folded("Each cause, and what was named instead of it or beside it", table(head, lines)),
     ]
 
@@ -183,13 +190,6 @@ def healthy(rows: list[Row]) -> list[str]:
     alarms = {row["rule"]: row for row in rows if row["table"] == "alarms"}
     ours = alarms["lossacc"]
     kinds = [f"{row['warning']} {row['runs']}" for row in rows if row["table"] == "causes"]
-    later = next((row for row in rows if row["table"] == "corrected"), None)
-    corrected = ""
-    if later is not None:
-        corrected = (
-            " That was the first look; with the rules that were corrected after it, a warning stands in "
-            f"{later['alarms']} of {later['runs']} ({rated(later, 'share')}), which is no longer unseen."
-        )
     verdict = "held" if ours["high"] <= FALSE_ALARM else "not shown" if ours["share"] <= FALSE_ALARM else "missed"
     rules = {name: row for name, row in alarms.items() if not name.startswith("lossacc, ") or "unknown" in name}
     parts = {name: row for name, row in alarms.items() if name not in rules}
@@ -200,7 +200,8 @@ def healthy(rows: list[Row]) -> list[str]:
         f"schedule, {counts['healthy']} were healthy on fresh rows. **A warning stood in {rated(ours, 'share')} of "
         f"them**; the bar of {percent(FALSE_ALARM)} % is {verdict}. Warnings, in runs: {listed(kinds)}. Common rules "
         f"on the same losses alarm in: {listed(beside)} (some of them are rules for stopping, not for "
-        f"warning).{corrected}",
+        "warning)."
+        + corrected(rows, lambda row: f"a warning stands in {row['alarms']} of {row['runs']} ({rated(row, 'share')})"),
         folded("Each rule with its interval", table(("rule", "healthy runs with an alarm", "share, 95 %"), lines)),
     ]
 

@@ -156,8 +156,7 @@ def _tail(probe: Probe) -> dict[str, Any]:
     if found is None or rows is None:
         return {}
     order = found.weight.argsort(descending=True, stable=True)[:SUSPECTS]
-    numbers = {name: getattr(found, name) for name in ("share", "loss", "score", "temperature")}
-    return numbers | {"rows": rows[0][order].tolist(), "weights": found.weight[order].tolist()}
+    return found.numbers() | {"rows": rows[0][order].tolist(), "weights": found.weight[order].tolist()}
 
 
 def certificates(values: dict[str, float], num_classes: int, class_rows: Sequence[float]) -> list[dict[str, Any]]:

@@ -200,6 +200,10 @@ class Tail(NamedTuple):
     temperature: float
     weight: Tensor
 
+    def numbers(self) -> dict[str, float]:
+        """All but the weights."""
+        return {name: value for name, value in self._asdict().items() if name != "weight"}
+
 
 def tail(logits: Tensor, target: Tensor) -> Tail | None:
     """How many rows have a label that no temperature explains?

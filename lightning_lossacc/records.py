@@ -99,7 +99,7 @@ def probed(state: StageState, train_probe: StageState | None) -> dict[str, Any]:
     found: dict[str, Any] = {"fits": probe.fits(), "confusion": probe.confusion()}
     tail = probe.tail()
     if tail is not None:
-        found["tail"] = {name: getattr(tail, name) for name in ("share", "loss", "score", "temperature")}
+        found["tail"] = tail.numbers()
     if train_probe is not None and train_probe.probe is not None and train_probe.complete:
         found["duplicates"] = probe.duplicates(train_probe.probe)
     return {name: value for name, value in found.items() if value is not None and value != {}}

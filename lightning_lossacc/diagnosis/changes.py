@@ -204,18 +204,22 @@ def _shown_lasting(series: list[Record], reference: Record, floor: float) -> boo
     """A rise too restless for its trend to be sure: five evaluations in a row, each far above one reference and each
     shown row by row.
     """
-    last = series[-PAIRED_EVALUATIONS:]
-    if len(series) < trends.MIN_EVALUATIONS or reference in last or not _has_learned(series, reference):
+    pairs = _lasting_pairs(series, reference, "nll")
+    if not pairs or not _has_learned(series, reference):
         return False
+    certain = all(paired["nll_change"] > PAIRED_SCORE * paired["nll_change_error"] for paired in pairs)
+    return certain and all(loss_of(record) >= loss_of(reference) + 2 * floor for record in series[-len(pairs) :])
+
+
+def _lasting_pairs(series: list[Record], reference: Record, name: str) -> list[dict[str, Any]]:
+    """Comparisons of the last five evaluations with one reference; empty if one of them was compared with another."""
+    last = series[-PAIRED_EVALUATIONS:]
+    if len(series) < trends.MIN_EVALUATIONS or reference in last:
+        return []
     place = (reference.epoch, reference.global_step)
-    for record in last:
-        paired = record.paired.get("nll")
-        if paired is None or (paired["reference_epoch"], paired["reference_step"]) != place:
-            return False
-        certain = paired["nll_change"] > PAIRED_SCORE * paired["nll_change_error"]
-        if not certain or loss_of(record) < loss_of(reference) + 2 * floor:
-            return False
-    return True
+    pairs = [record.paired.get(name) for record in last]
+    same = all(paired and (paired["reference_epoch"], paired["reference_step"]) == place for paired in pairs)
+    return pairs if same else []
 
 
 def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
@@ -228,23 +232,23 @@ def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
     reference = stream.reference("accuracy") or series[min(finite, key=errors.__getitem__)]
     margin = stream.margin(reference)
     onset = stream.place(reference) + 1
-    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
     both_fell = _both_fell(series, reference, margin)
+    if is_open:
+        if accuracy_of(reference) - accuracies[-1] < margin / 2:
+            return None
+    elif not both_fell:
+        shift = trends.find_rise(errors, relative_floor=0.0, absolute_floor=margin, alpha=ALPHA)
+        if shift is None:
+            return None
+        onset = shift.onset
+    evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
     if both_fell:
         # By rows, where a trend of few or restless evaluations cannot be sure.
         change, error = (evidence.paired[key] for key in ("accuracy_change", "accuracy_change_error"))
         low, high = interval(change, error)
         verdict = replace(evidence.accuracy, kind="down", change=change, low=low, high=high)
         evidence = replace(evidence, accuracy=verdict)
-    if is_open:
-        if accuracy_of(reference) - accuracies[-1] < margin / 2:
-            return None
-    elif not both_fell:
-        shift = trends.find_rise(errors, relative_floor=0.0, absolute_floor=margin, alpha=ALPHA)
-        if shift is None or evidence.accuracy.kind != "down":
-            return None
-        onset = shift.onset
-    if not both_fell and stream.loss_verdict(reference).kind != "down":
+    elif stream.loss_verdict(reference).kind != "down" or (evidence.accuracy.kind != "down" and not is_open):
         return None
     epoch = series[min(onset, len(series) - 1)].epoch
     return Opening("loss-down-accuracy-down", evidence, epoch, abs(evidence.full_nll_change))
@@ -252,19 +256,12 @@ def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
 
 def _both_fell(series: list[Record], reference: Record, margin: float) -> bool:
     """Five evaluations in a row whose accuracy and loss are below those of one reference, each shown row by row."""
-    last = series[-PAIRED_EVALUATIONS:]
-    if len(series) < trends.MIN_EVALUATIONS or reference in last:
-        return False
-    place, floor = (reference.epoch, reference.global_step), practical_floor(loss_of(reference))
-    for record in last:
-        paired = record.paired.get("accuracy")
-        if paired is None or (paired["reference_epoch"], paired["reference_step"]) != place:
-            return False
-        if not paired["nll_change"] + PAIRED_SCORE * paired["nll_change_error"] < -floor:
-            return False
-        if not paired["accuracy_change"] + PAIRED_SCORE * paired["accuracy_change_error"] < -margin:
-            return False
-    return True
+    pairs, floor = _lasting_pairs(series, reference, "accuracy"), practical_floor(loss_of(reference))
+    return bool(pairs) and all(
+        paired["nll_change"] + PAIRED_SCORE * paired["nll_change_error"] < -floor
+        and paired["accuracy_change"] + PAIRED_SCORE * paired["accuracy_change_error"] < -margin
+        for paired in pairs
+    )
 
 
 def loss_down(stream: Stream, is_open: bool) -> Opening | None:
