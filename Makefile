@@ -56,9 +56,9 @@ bench: .venv/test
 
 # About two hours on one core; what is kept in benchmarks/cache is not trained again.
 bench-diagnosis: .venv/test
-	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 5
+	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 10 --enough 20
 	$(BIN)/python benchmarks/bench_diagnosis.py judge --part report
-	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 640
+	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 680
 	$(BIN)/python benchmarks/bench_healthy.py judge --part report
 	$(BIN)/python benchmarks/bench_checkpoints.py
 

@@ -24,17 +24,28 @@ from measure import RESULTS, beside_first_look, environment, print_table
 from planted.faults import FAULTS, plans
 from planted.judge import Judged, judge
 from planted.run import CACHE, keep, kept, quiet, train
+from planted.symptoms import shown
 
 
-def train_all(part: str, causes: list[str], seeds: int, cache: Path, again: bool) -> None:
-    """Trains what is not kept yet."""
-    todo = [plan for plan in plans(part, causes, seeds) if again or not (cache / f"{plan.name}.json.gz").exists()]
-    began = time.time()
+def train_all(part: str, causes: list[str], seeds: int, cache: Path, again: bool, enough: int = 0) -> None:
+    """Trains what is not kept yet; with `enough`, until each cause has shown in so many runs, whatever is said of them.
+
+    Which runs there are then depends on fresh rows alone, so that the verdicts stay unbiased.
+    """
+    began, count = time.time(), Counter[str]()
+    todo = plans(part, causes, seeds)
     for number, plan in enumerate(todo, start=1):
-        run = train(plan)
-        keep(run, cache, plan.name)
-        gc.collect()
-        print(f"{number}/{len(todo)} {plan.name} {run['seconds']} s, {time.time() - began:.0f} s in all", flush=True)
+        if enough and count[plan.cause] >= enough:
+            continue
+        path = cache / f"{plan.name}.json.gz"
+        is_new = again or not path.exists()
+        run = train(plan) if is_new else kept(path)
+        count[plan.cause] += shown(run)
+        if is_new:
+            keep(run, cache, plan.name)
+            gc.collect()
+            done = f"{number}/{len(todo)} {plan.name} {run['seconds']} s, {time.time() - began:.0f} s in all"
+            print(f"{done}, shown in {count[plan.cause]}", flush=True)
 
 
 def judged(cache: Path, causes: Iterable[str]) -> list[Judged]:
@@ -51,24 +62,24 @@ def judged(cache: Path, causes: Iterable[str]) -> list[Judged]:
 
 def row(name: str, runs: Sequence[Judged]) -> dict[str, object]:
     """Abstention first, then how many of the given verdicts are right."""
-    shown = [run for run in runs if run.shown]
-    count = Counter(run.verdict for run in shown)
-    given = len(shown) - count["abstained"]
+    judged_runs = [run for run in runs if run.shown]
+    count = Counter(run.verdict for run in judged_runs)
+    given = len(judged_runs) - count["abstained"]
     low, high = clopper_pearson(count["right"], given) if given else (0.0, 1.0)
-    warnings, true = (sum(run.events[place] for run in shown) for place in (0, 1))
+    warnings, true = (sum(run.events[place] for run in judged_runs) for place in (0, 1))
     return {
         "name": name,
         "runs": len(runs),
-        "shown": len(shown),
+        "shown": len(judged_runs),
         "abstained": count["abstained"],
-        "abstention": round(count["abstained"] / len(shown), 4) if shown else None,
+        "abstention": round(count["abstained"] / len(judged_runs), 4) if judged_runs else None,
         "right": count["right"],
         "half right": count["half right"],
         "wrong": count["wrong"],
         "precision": round(count["right"] / given, 4) if given else None,
         "low": round(low, 4),
         "high": round(high, 4),
-        "among": sum(run.among for run in shown),
+        "among": sum(run.among for run in judged_runs),
         "warnings": warnings,
         "true warnings": true,
     }
@@ -91,7 +102,8 @@ def main() -> None:
     arguments.add_argument("what", choices=("train", "judge"))
     arguments.add_argument("--part", choices=("dev", "report"), default="dev")
     arguments.add_argument("--causes", default="", help="names separated by commas; all if empty")
-    arguments.add_argument("--seeds", type=int, default=6, help="runs of a program and cause")
+    arguments.add_argument("--seeds", type=int, default=6, help="runs of a program and cause, at most")
+    arguments.add_argument("--enough", type=int, default=0, help="runs in which a cause must show; 0 for no such end")
     arguments.add_argument("--cache", type=Path, default=CACHE)
     arguments.add_argument("--results", type=Path, default=RESULTS)
     arguments.add_argument("--again", action="store_true", help="train what is kept already")
@@ -106,7 +118,7 @@ def main() -> None:
     cache = chosen.cache / f"planted-{chosen.part}"
     if chosen.what == "train":
         quiet()
-        train_all(chosen.part, causes, chosen.seeds, cache, chosen.again)
+        train_all(chosen.part, causes, chosen.seeds, cache, chosen.again, chosen.enough)
         return
     runs = judged(cache, causes)
     tables = {

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from planted import symptoms
-from planted.data import Cells, Digits, Images, Sequences, Tokens, Vectors, Wine
+from planted import healthy, symptoms
+from planted.data import Cells, Digits, Images, Sequences, Source, Tokens, Vectors, Wine
 from planted.faults import FAULTS, IMPOSSIBLE, PROGRAMS, plans
 from planted.judge import judge
 from planted.module import PROBE_ROWS, loaders, rows_of
+from planted.networks import LogitScale
 from planted.plan import Plan
 from planted.run import keep, kept, train
-from planted.truth import measure, refined
+from planted.truth import dead_share, measure, refined
+from planted.worlds import Choices, Clouds, Graphs, Mosaics, Strokes
 
 # From Lightning 2.6 with torch 2.13, once a data loader is set up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
@@ -50,8 +53,11 @@ def test_the_two_parts_share_nothing() -> None:
         assert not dev & report, field
 
 
-@pytest.mark.parametrize("source", [Vectors, Images, Sequences, Tokens, Digits, Wine, Cells])
-def test_sources_give_new_rows_of_one_task(source: type[Vectors]) -> None:
+SOURCES = [Vectors, Images, Sequences, Tokens, Digits, Wine, Cells, Clouds, Graphs, Mosaics, Choices, Strokes]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_sources_give_new_rows_of_one_task(source: type[Source]) -> None:
     """Rows have the promised shape and shares, differ between draws, and belong to the task of the seed."""
     task = source(3, 1.2)
     share = (0.7, *[0.3 / (task.num_classes - 1)] * (task.num_classes - 1))
@@ -62,6 +68,89 @@ def test_sources_give_new_rows_of_one_task(source: type[Vectors]) -> None:
     assert not torch.equal(inputs, again)
     same, _ = source(3, 1.2).sample(2000, torch.Generator().manual_seed(0), share)
     assert torch.equal(inputs, same)
+
+
+@pytest.mark.parametrize("source", [Vectors, Sequences, Tokens, Clouds, Graphs, Mosaics, Choices, Strokes])
+def test_the_seed_draws_the_task(source: type[Source]) -> None:
+    """The same draws of two seeds are rows of two tasks."""
+    first, second = (source(seed, 0.1).sample(50, torch.Generator().manual_seed(0))[0] for seed in (1, 2))
+    assert (first - second).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("name", PROGRAMS["report"])
+def test_networks_obey_their_shape(name: str) -> None:
+    """Every field of `Shape` is obeyed, and all weights learn; units that start dead are seen."""
+    item = PROGRAMS["report"][name]
+    source = item.source(0, item.noise)
+    inputs, _ = source.sample(200, torch.Generator().manual_seed(0))
+
+    def built(**changes: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return item.network(source.shape, source.num_classes, replace(item.shape, **changes))
+
+    def found(network: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+        return [module for module in network.modules() if isinstance(module, kind)]
+
+    plain = built()
+    assert plain(inputs).shape == (200, source.num_classes) and len(found(plain, nn.ReLU)) >= 2
+    assert not found(plain, nn.BatchNorm1d) and not found(plain, nn.Dropout)
+    plain(inputs).square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in plain.parameters())
+    sizes = [sum(weight.numel() for weight in built(**changes).parameters()) for changes in ({}, {"depth": 3})]
+    wide = sum(weight.numel() for weight in built(width=2 * item.shape.width).parameters())
+    assert sizes[0] < min(sizes[1], wide)
+    normed = built(norm=0.03, dropout=0.3, activation=nn.Tanh)
+    momenta = [layer.momentum for layer in found(normed, nn.BatchNorm1d)]
+    assert len(momenta) >= 2 and set(momenta) == {0.03}
+    assert {layer.p for layer in found(normed, nn.Dropout)} == {0.3}
+    assert found(normed, nn.Tanh) and not found(normed, nn.ReLU)
+    assert dead_share(plain, inputs) < 0.75
+    assert dead_share(built(hidden_bias=-20.0), inputs) == 1.0
+    assert dead_share(built(hidden_bias=1e3, hidden_gain=200.0, activation=nn.Tanh), inputs) > 0.75
+    narrow = built(bottleneck=1, softmax=True)
+    assert torch.allclose(narrow(inputs).sum(1), torch.ones(200))
+    assert min(layer.out_features for layer in found(narrow, nn.Linear)) == 1
+    assert len(found(built(logit_scale=2.0), LogitScale)) == 1
+    assert (built(frequent=2.0).eval()(inputs).argmax(1) == 0).all()
+
+
+def test_point_sets_and_graphs_know_no_order() -> None:
+    """Points and vertices in another order have the same logits."""
+    order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
+    for name in ("clouds-set", "graphs-messages"):
+        item = PROGRAMS["report"][name]
+        inputs, _ = item.source(0, 1.0).sample(20, torch.Generator().manual_seed(0))
+        network = item.network(item.source.shape, item.source.num_classes, item.shape)
+        inputs = inputs[:, :14]
+        moved = inputs[:, order]
+        if name == "graphs-messages":
+            moved = torch.cat((moved[:, :, :2], moved[:, :, 2:][:, :, order]), dim=2)
+        assert torch.allclose(network(inputs), network(moved), atol=1e-5)
+
+
+def test_causal_states_know_no_future() -> None:
+    """What comes later changes no earlier state."""
+    item = PROGRAMS["report"]["strokes-causal"]
+    network = item.network(Strokes.shape, Strokes.num_classes, item.shape)
+    steps = torch.randn(2, 3, Strokes.shape[0])
+    later = steps.clone()
+    later[:, :, 10:] += 1
+    states = [network.layers[2](network.embed(part)) for part in (steps, later)]
+    assert torch.equal(states[0][:, :, :10], states[1][:, :, :10])
+    assert not torch.equal(states[0], states[1])
+
+
+@pytest.mark.parametrize("part", ["dev", "report"])
+def test_healthy_tasks_fit_their_networks(part: str) -> None:
+    """Every pair of source and network gives logits, and no source or seed is in both parts."""
+    found = healthy.plans(part, len(healthy.TASKS[part]))
+    for item in found:
+        source = item.source(item.seed, item.noise)
+        inputs, _ = source.sample(8, torch.Generator().manual_seed(0))
+        assert item.network(source.shape, source.num_classes, item.shape)(inputs).shape == (8, source.num_classes)
+    other = healthy.plans("report" if part == "dev" else "dev", 300)
+    assert not {item.seed for item in healthy.plans(part, 300)} & {item.seed for item in other}
+    assert not {item.source for item in found} & {item.source for item in other}
 
 
 def test_refined_finds_the_temperature() -> None:

@@ -1,4 +1,4 @@
-"""The generators of the part that is reported: tones, drawn shapes, marked tokens, rings and series of visits.
+"""Further generators: tones, drawn shapes, marked tokens, rings and series of visits.
 
 Legend: N rows, F features, C classes, L steps of a sequence.
 """
@@ -14,7 +14,8 @@ from torch.nn.functional import one_hot
 from planted.data import Pool, Source
 
 
-def _uniform(low: float, high: float, size: tuple[int, ...], generator: Generator) -> Tensor:
+def uniform(low: float, high: float, size: tuple[int, ...], generator: Generator) -> Tensor:
+    """Random numbers of the given size between two limits."""
     return low + (high - low) * torch.rand(size, generator=generator)
 
 
@@ -29,14 +30,14 @@ class Tones(Source):
     def inputs(self, target: Tensor, generator: Generator, pool: Pool) -> Tensor:
         rows, one = len(target), (len(target), 1)
         time = torch.linspace(0, 1, self.shape[1])
-        low, high = self.low * _uniform(0.9, 1.1, one, generator), self.high * _uniform(0.9, 1.1, one, generator)
-        phase = _uniform(0, 2 * math.pi, (2, rows, 1), generator)
+        low, high = self.low * uniform(0.9, 1.1, one, generator), self.high * uniform(0.9, 1.1, one, generator)
+        phase = uniform(0, 2 * math.pi, (2, rows, 1), generator)
         tones = [(2 * math.pi * pitch * time + phase[place]).sin() for place, pitch in enumerate((low, high))]
         rising = (2 * math.pi * (low + (high - low) * time / 2) * time + phase[0]).sin()
         falling = (2 * math.pi * (high - (high - low) * time / 2) * time + phase[1]).sin()
-        burst = 1.6 * tones[1] * (-(((time - _uniform(0.2, 0.8, one, generator)) / 0.1) ** 2)).exp()
+        burst = 1.6 * tones[1] * (-(((time - uniform(0.2, 0.8, one, generator)) / 0.1) ** 2)).exp()
         kinds = torch.stack((tones[0], tones[1], rising, falling, burst, 0.7 * (tones[0] + tones[1])))
-        signal = kinds[target, torch.arange(rows)] * _uniform(0.7, 1.3, one, generator)
+        signal = kinds[target, torch.arange(rows)] * uniform(0.7, 1.3, one, generator)
         return (signal + 0.9 * self.noise * torch.randn(signal.shape, generator=generator)).unsqueeze(1)
 
 
@@ -48,8 +49,8 @@ class Shapes(Source):
     def inputs(self, target: Tensor, generator: Generator, pool: Pool) -> Tensor:
         rows, one = len(target), (len(target), 1, 1)
         y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
-        right, down = (x - _uniform(4.3, 6.7, one, generator)).abs(), (y - _uniform(4.3, 6.7, one, generator)).abs()
-        size, begin = _uniform(3.0, 4.5, one, generator), torch.randint(4, one, generator=generator)
+        right, down = (x - uniform(4.3, 6.7, one, generator)).abs(), (y - uniform(4.3, 6.7, one, generator)).abs()
+        size, begin = uniform(3.0, 4.5, one, generator), torch.randint(4, one, generator=generator)
         far, near, distance = torch.maximum(right, down), torch.minimum(right, down), (right**2 + down**2).sqrt()
         kinds = torch.stack(
             (
@@ -64,7 +65,7 @@ class Shapes(Source):
             )
         )
         drawn = kinds[target, torch.arange(rows)].float().unsqueeze(1)
-        ink, paper = (_uniform(low, low + 1.2, (rows, 3, 1, 1), generator) for low in (0.2, -1.4))
+        ink, paper = (uniform(low, low + 1.2, (rows, 3, 1, 1), generator) for low in (0.2, -1.4))
         pixels = drawn * ink + (1 - drawn) * paper
         return pixels + 0.8 * self.noise * torch.randn(pixels.shape, generator=generator)
 
@@ -105,7 +106,7 @@ class Rings(Source):
     def inputs(self, target: Tensor, generator: Generator, pool: Pool) -> Tensor:
         rows = len(target)
         features = torch.randn(rows, 12, generator=generator)
-        angle = _uniform(0, 2 * math.pi, (rows,), generator)
+        angle = uniform(0, 2 * math.pi, (rows,), generator)
         features[:, 0], features[:, 1] = self.radii[target] * angle.cos(), self.radii[target] * angle.sin()
         sign = torch.where(target == 0, 1.0, -1.0) * features[:, 2].sign()
         features[:, 3] = sign * features[:, 3].abs()
@@ -122,13 +123,13 @@ class Visits(Source):
     num_classes, shape = 2, (12, 3)
 
     def setup(self, generator: Generator) -> None:
-        self.loadings = torch.randn(3, generator=generator).sign() * _uniform(0.6, 1.2, (3,), generator)
+        self.loadings = torch.randn(3, generator=generator).sign() * uniform(0.6, 1.2, (3,), generator)
 
     def inputs(self, target: Tensor, generator: Generator, pool: Pool) -> Tensor:
         rows, one = len(target), (len(target), 1)
         time = torch.linspace(-1, 1, self.shape[0])
-        level, pace = torch.randn(one, generator=generator), _uniform(0.3, 1.7, one, generator)
-        bent = 1.2 - 2.4 * (time - _uniform(-0.3, 0.3, one, generator)).abs()
+        level, pace = torch.randn(one, generator=generator), uniform(0.3, 1.7, one, generator)
+        bent = 1.2 - 2.4 * (time - uniform(-0.3, 0.3, one, generator)).abs()
         state = 0.5 * level + pace * torch.where(target[:, None] == 0, time, bent)
         # Student's t with 5 degrees of freedom.
         chance = torch.randn(5, rows, *self.shape, generator=generator).square().mean(0).rsqrt()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from planted import data, generators, networks
+from planted import architectures, data, generators, networks, worlds
 from planted.networks import Shape
 from planted.plan import Plan
 from planted.symptoms import Run, floor, rise
@@ -33,8 +33,6 @@ TASKS: dict[str, tuple[Task, ...]] = {
         (data.Wine, networks.mlp, 0.8),
         (data.Cells, networks.mlp, 1.2),
         (data.Tokens, networks.Transformer, 1.0),
-    ),
-    "report": (
         (generators.Rings, networks.ResidualPerceptron, 0.8),
         (generators.Shapes, networks.residual_convolution, 0.9),
         (generators.Tones, networks.signal_convolution, 0.7),
@@ -46,12 +44,40 @@ TASKS: dict[str, tuple[Task, ...]] = {
         (generators.Marks, networks.PreNormTransformer, 0.5),
         (generators.Tones, networks.signal_convolution, 0.5),
     ),
+    "report": (
+        (worlds.Clouds, architectures.PointSet, 0.7),
+        (worlds.Graphs, architectures.MessagePassing, 1.0),
+        (worlds.Mosaics, architectures.Mixer, 0.8),
+        (worlds.Choices, architectures.WideAndDeep, 0.9),
+        (worlds.Strokes, architectures.CausalConvolution, 0.7),
+        (worlds.Mosaics, networks.residual_convolution, 0.8),
+        (worlds.Choices, networks.mlp, 0.8),
+        (worlds.Strokes, networks.BothWays, 0.6),
+        (worlds.Clouds, networks.PreNormTransformer, 0.7),
+        (worlds.Mosaics, networks.convolution, 0.9),
+    ),
 }
-FIRST_SEED = {"dev": 0, "report": 9000}
-# Long memories and attention are trained with adaptive steps.
-ADAPTIVE = (networks.BothWays, networks.PreNormTransformer)
-DENSE = (networks.mlp, networks.ResidualPerceptron)
-NORMALISED = (*DENSE, networks.convolution, networks.residual_convolution, networks.signal_convolution)
+FIRST_SEED = {"dev": 0, "report": 12000}
+# Long memories, attention, sets, messages, mixing and embeddings are trained with adaptive steps.
+ADAPTIVE = (
+    networks.BothWays,
+    networks.PreNormTransformer,
+    architectures.PointSet,
+    architectures.MessagePassing,
+    architectures.Mixer,
+    architectures.WideAndDeep,
+)
+# These learn all they can in few epochs.
+DENSE = (networks.mlp, networks.ResidualPerceptron, architectures.Mixer, architectures.WideAndDeep)
+NORMALISED = (
+    *DENSE,
+    networks.convolution,
+    networks.residual_convolution,
+    networks.signal_convolution,
+    architectures.PointSet,
+    architectures.MessagePassing,
+    architectures.CausalConvolution,
+)
 
 
 def plan(part: str, number: int) -> Plan:

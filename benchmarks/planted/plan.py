@@ -46,6 +46,7 @@ class Plan:
         before: epochs of earlier training at `before_rate`, unseen by the monitor, without smoothing, dropout, decay
             class weights and wrong labels, and with logits divided by `before_temperature`.
         before_rows: rows of that training; 0 for as many as later.
+        before_prior: shares of the classes in that training; None for those of later.
     """
 
     program: str
@@ -89,6 +90,7 @@ class Plan:
     before_rate: float = 2e-3
     before_temperature: float = 1.0
     before_rows: int = 0
+    before_prior: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ def share_left(run: Run, floors: float = SHOWN) -> float:
     return refined / loss if rises(run, floors) else math.nan
 
 
-def _paths(run: Run) -> list[dict[str, float]]:
+def _paths(run: Run) -> list[dict[str, Any]]:
     return [point for point in run["truth"]["path"] if point["finite"]]
 
 
@@ -88,8 +88,21 @@ def _accuracy_without(run: Run) -> float:
 
 
 def over_confidence(run: Run, floors: float = SHOWN) -> bool:
-    """The loss rose, and less than a fifth of the rise is left after one temperature."""
-    return share_left(run, floors) < SMALL_SHARE
+    """The loss rose, and less than a fifth of the rise is left after one temperature; to hold, one temperature above
+    1.18 may save a floor of the loss, at the end or at three evaluations.
+    """
+    return share_left(run, floors) < SMALL_SHARE or (floors < SHOWN and _saves(run, lambda best: best > 1.18))
+
+
+def _saves(run: Run, is_far: Callable[[float], bool]) -> bool:
+    """Whether such a temperature saves a floor of the loss at the end, or at three evaluations."""
+    end = run["truth"]["end"]
+    saved = [
+        is_far(point["temperature"]) and point["nll"] - point["refined_nll"] > floor(point["nll"])
+        for point in (end, *_paths(run))
+        if point["finite"]
+    ]
+    return bool(end["finite"] and saved[0]) or sum(saved) > 3
 
 
 def overfitting(run: Run, floors: float = SHOWN) -> bool:
@@ -98,12 +111,15 @@ def overfitting(run: Run, floors: float = SHOWN) -> bool:
 
 
 def label_noise(run: Run, floors: float = SHOWN) -> bool:
-    """Training labels are wrong, and the loss rose on fresh rows with right labels."""
-    return run["plan"]["label_noise"] > 0 and rises(run, floors)
+    """Training labels are wrong, and the loss rose on fresh rows with right labels; in the same training with right
+    labels it rises by less than half as much.
+    """
+    without = run["truth"].get("without", {}).get("rise", 0.0)
+    return run["plan"]["label_noise"] > 0 and rises(run, floors) and without < 0.5 * rise(run)[0]
 
 
 def hard_tail(run: Run, floors: float = SHOWN) -> bool:
-    """The loss of all rows rose, and that of the rightly labelled rows by less than a quarter as much."""
+    """The loss of all rows rose, and that of the rows whose label is their own by less than a quarter as much."""
     best, end = run["truth"]["best"], run["truth"]["end"]
     loss = rise(run)[0]
     return "clean_nll" in best and rises(run, floors) and end["clean_nll"] - best["clean_nll"] < 0.25 * loss
@@ -146,9 +162,28 @@ def class_imbalance(run: Run, floors: float = SHOWN) -> bool:
 
 
 def class_trade_off(run: Run, floors: float = SHOWN) -> bool:
-    """From the second phase on the loss fell, the accuracy by a point a floor, and the mean recall rose by 5 points."""
+    """From the second phase on the loss fell, the accuracy by a point a floor, and the mean recall rose by 5 points;
+    to hold, the loss may have fallen below that of the most accurate evaluation so far while accuracy fell by 3
+    points and some class gained 10.
+    """
     ends = _at_phase(run)
-    return ends is not None and _fell(*ends, floors) and _recalls_rose(*ends)
+    if ends is not None and _fell(*ends, floors) and _recalls_rose(*ends):
+        return True
+    return floors < SHOWN and _traded(_paths(run))
+
+
+def _traded(path: list[dict[str, Any]]) -> bool:
+    best = 0
+    for place, point in enumerate(path):
+        if point["accuracy"] >= path[best]["accuracy"]:
+            best = place
+            continue
+        # Runs that were kept before have no recalls on their path.
+        pairs = zip(path[best].get("recalls", ()), point.get("recalls", ()), strict=True)
+        gained = any(before is not None and after is not None and after > before + 0.10 for before, after in pairs)
+        if gained and _fell(path[best], point, HOLDS) and point["accuracy"] < path[best]["accuracy"] - 0.03:
+            return True
+    return False
 
 
 def _fell(before: dict[str, float], after: dict[str, float], floors: float) -> bool:
@@ -237,12 +272,13 @@ def train_eval_mismatch(run: Run, floors: float = SHOWN) -> bool:
 
 
 def under_confidence(run: Run, floors: float = SHOWN) -> bool:
-    """One temperature below 0.8 saves 15 % of the loss; to hold, one below 0.85 a floor."""
+    """One temperature below 0.8 saves 15 % of the loss at the end; to hold, one below 0.85 a floor, at the end or at
+    three evaluations.
+    """
     end = run["truth"]["end"]
-    if not end["finite"]:
-        return False
-    saved, few = end["nll"] - end["refined_nll"], floors < SHOWN
-    return end["temperature"] < (0.85 if few else 0.8) and saved > (floor(end["nll"]) if few else 0.15 * end["nll"])
+    if floors < SHOWN:
+        return _saves(run, lambda best: best < 0.85)
+    return bool(end["finite"]) and end["temperature"] < 0.8 and end["nll"] - end["refined_nll"] > 0.15 * end["nll"]
 
 
 def scale_growth(run: Run, floors: float = SHOWN) -> bool:

@@ -46,22 +46,27 @@ def refined(logits: Tensor, target: Tensor) -> tuple[float, float]:
     return float(F.cross_entropy(beta * logits, target)), 1 / beta
 
 
-def measure(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """Loss, accuracy, loss after one temperature and what tells the causes apart, of logits (N, C)."""
+def measure(logits: Tensor, target: Tensor) -> dict[str, Any]:
+    """Loss, accuracy, loss after one temperature and what tells the causes apart, of logits (N, C).
+
+    `recalls` has one number a class, NaN for a class without rows.
+    """
     if not torch.isfinite(logits).all():
         return {"finite": 0.0}
     logits = logits.double()
     classes = logits.shape[1]
     predicted = logits.argmax(1)
     right = (predicted == target).double()
-    recalls = [right[target == label].mean().item() for label in range(classes) if (target == label).any()]
+    recalls = [right[target == label].mean().item() for label in range(classes)]
+    found = [recall for recall in recalls if recall == recall]
     loss = F.cross_entropy(logits, target, reduction="none")
     refined_nll, temperature = refined(logits, target)
     return {
         "finite": 1.0,
         "nll": loss.mean().item(),
         "accuracy": right.mean().item(),
-        "balanced_accuracy": sum(recalls) / len(recalls),
+        "balanced_accuracy": sum(found) / len(found),
+        "recalls": recalls,
         "refined_nll": refined_nll,
         "temperature": temperature,
         "largest_predicted": predicted.bincount(minlength=classes).max().item() / len(target),
@@ -124,8 +129,10 @@ def bias_gain(logits: Tensor, target: Tensor) -> float:
     return refined(logits, target)[0] - closure().detach().item()
 
 
-def train_without(plan: Plan, source: Source) -> dict[str, float]:
-    """The same training without the fault: measures on `PATH_ROWS` fresh rows where their NLL is lowest."""
+def train_without(plan: Plan, source: Source) -> dict[str, Any]:
+    """The same training without the fault: measures on `PATH_ROWS` fresh rows where their NLL is lowest, and `rise`,
+    from there to the end.
+    """
     torch.manual_seed(plan.seed)
     network = plan.network(source.shape, source.num_classes, plan.shape)
     inputs, labels, _ = rows_of(plan, source, "train", plan.rows)
@@ -135,7 +142,7 @@ def train_without(plan: Plan, source: Source) -> dict[str, float]:
         optimizer = torch.optim.SGD(network.parameters(), plan.learning_rate, plan.momentum)
     else:
         optimizer = torch.optim.Adam(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    found: list[dict[str, float]] = []
+    found: list[dict[str, Any]] = []
     for epoch in range(plan.epochs):
         network.train()
         for chosen in torch.randperm(plan.rows).split(plan.batch):
@@ -145,13 +152,15 @@ def train_without(plan: Plan, source: Source) -> dict[str, float]:
             optimizer.step()
         if epoch % 3 == 2:
             found.append(measure(outputs(network, fresh), target))
-    return min(found, key=lambda measures: measures.get("nll", math.inf))
+    lowest = min(found, key=lambda measures: measures.get("nll", math.inf))
+    return lowest | {"rise": found[-1].get("nll", math.nan) - lowest.get("nll", math.nan)}
 
 
 def train_before(plan: Plan, source: Source, network: nn.Module) -> None:
     """The earlier training of a plan that begins with a trained network."""
     rows = plan.before_rows or plan.rows
-    inputs, _, labels = rows_of(plan, source, "train", rows)
+    earlier = replace(plan, train_prior=plan.before_prior or plan.train_prior)
+    inputs, _, labels = rows_of(earlier, source, "train", rows)
     optimizer = torch.optim.Adam(network.parameters(), plan.before_rate)
     drops = {module: module.p for module in network.modules() if isinstance(module, nn.Dropout)}
     for module in drops:
@@ -188,6 +197,9 @@ def find(
         the planted cause needs.
     """
     fresh, target, clean = rows_of(plan, source, "fresh", FRESH_ROWS)
+    # Labels that were dealt at random contradict their rows as well.
+    _, _, given = rows_of(replace(plan, blur=0.0), source, "fresh", FRESH_ROWS)
+    agrees = (target == given) & (target == clean)
     few, few_target = fresh[:PATH_ROWS], target[:PATH_ROWS]
     path = []
     for state, temperature in zip(states, temperatures, strict=True):
@@ -203,8 +215,8 @@ def find(
         truth[name] = measure(logits, target) | {"evaluation": place}
         if not torch.isfinite(logits).all():
             continue
-        if plan.tail:
-            truth[name]["clean_nll"] = measure(logits[target == clean], target[target == clean])["nll"]
+        if plan.tail or plan.blur:
+            truth[name]["clean_nll"] = measure(logits[agrees], target[agrees])["nll"]
         if name == "best":
             continue
         truth[name]["bias_gain"] = bias_gain(logits[:4000], target[:4000])
@@ -230,4 +242,5 @@ REPAIRS: dict[str, Callable[[Plan], Plan]] = {
         plan, **SOUND_RATE, weight_decay=0.0, shape=replace(plan.shape, dropout=0.0)
     ),
     "capacity-limit": lambda plan: replace(plan, shape=replace(plan.shape, bottleneck=0)),
+    "label-noise": lambda plan: replace(plan, label_noise=0.0),
 }
