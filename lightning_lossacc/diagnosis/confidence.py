@@ -15,6 +15,7 @@ OVERFITTING_SHARE = 0.50
 # One evaluation is called over- or under-confident when one temperature takes the first share of its loss away, and
 # remains so until it is less than the second.
 STATIC_SHARE, KEPT_SHARE = 0.15, 0.13
+MIXED_WIDTH = 0.40  # of the interval of the share that is left; a wider one tells nothing
 BALANCED_GAIN = 0.02
 REFINED_GAIN = 0.05
 
@@ -99,7 +100,7 @@ def mixed(evidence: Evidence) -> Cause | None:
     """Part of the rise is confidence and part is not.
 
     What it finds: the share of the rise that is left after one temperature is neither small (over-confidence) nor large
-        (overfitting), or too uncertain for one of these names, but its 99 % interval excludes one of both ends.
+        (overfitting), or too uncertain for one of these names, and its 99 % interval is no wider than 40 pp.
     Why it matters: a temperature repairs one part, regularisation the other.
     Evidence it needs: paired rows and the temperature grid.
     What to do: both, largest share first.
@@ -107,8 +108,7 @@ def mixed(evidence: Evidence) -> Cause | None:
     Reference: Berta et al. 2025.
     """
     share, low, high = evidence.refinement_share
-    too_wide = low <= 0 and high >= 1
-    if evidence.at_edge or share != share or too_wide:
+    if evidence.at_edge or share != share or not high - low <= MIXED_WIDTH:
         return None
     is_confidence = share < OVERCONFIDENCE_SHARE and high < OVERFITTING_SHARE
     if is_confidence or (share > OVERFITTING_SHARE and low > OVERCONFIDENCE_SHARE) or evidence.is_static:

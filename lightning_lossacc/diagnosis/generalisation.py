@@ -15,7 +15,10 @@ MEMORISED_SHARE = 0.02
 # Over the share of validation rows that were as wrong: 0 … 1 in trainings without label noise, 1.5 … 35 with 20 … 30 %.
 HARDER = 1.25
 NEVER_LEARNT = 0.10  # by which training rows are less accurate than validation rows, at the reference and now
+# What was memorised once has been; the share of rows that are right at the moment flickers about its limit.
+REMEMBERED = 5
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
+EARLY_BEHIND, EARLY_SCORE = 0.08, 3.0
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
@@ -81,7 +84,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
 
     What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
         now (or are 10 pp less accurate still, in the same mode), and at the reference they were less accurate: by 5 pp
-        in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out. Or many training rows
+        in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out; or at an evaluation
+        before it, by 8 pp and three standard errors in the same mode. Or many training rows
         became right since, to which the model had given another class with confidence (NLL above ln C + 1), more than
         1.25 times the share of validation rows like that.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
@@ -92,7 +96,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
         augmentation keeps training accuracy low as well. Validation labels that are as wrong hide it.
     Reference: Pleiss et al. 2020 (AUM); Toneva et al. 2019 (forgetting); Arpit et al. 2017.
     """
-    memory = evidence.train_probe[-1].arrays.get("memory", {}) if evidence.train_probe else {}
+    memories = [record.arrays.get("memory", {}) for record in evidence.train_probe[-REMEMBERED:]]
+    memory = max(memories, key=lambda known: known.get("memorised_share", 0.0), default={})
     _, low, _ = evidence.refinement_change
     ahead = evidence.train_accuracy - accuracy_of(evidence.current)
     # Learnt by heart; or, in the same mode, never learnt: the labels of these rows can be, and those can not.
@@ -106,7 +111,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
         return None
     lines = [f"accuracy on training rows {100 * evidence.train_accuracy:.1f} % now"]
     if is_behind:
-        lines.insert(0, f"training rows were {100 * behind:.1f} pp less accurate than these at the reference")
+        text = f"training rows were {100 * behind:.1f} pp less accurate than these, at the reference or before"
+        lines.insert(0, text)
     if memorised:
         text = f"{round(share * items)} of {items} training rows ({100 * share:.0f} %) were learnt since epoch"
         beside = f"; of these rows {100 * here:.1f} % were as wrong"
@@ -132,7 +138,8 @@ def _hard_share(evidence: Evidence) -> float:
 
 
 def _training_behind(evidence: Evidence) -> tuple[float, bool]:
-    """By how much training rows were less accurate than validation rows at the reference, and whether that is far.
+    """By how much training rows were less accurate than validation rows at the reference or before, and whether that
+    is far.
 
     Without a train probe the steps of the next epoch stand in, which come after the weights of the reference; with
     dropout they say nothing.
@@ -140,12 +147,7 @@ def _training_behind(evidence: Evidence) -> tuple[float, bool]:
     reference = evidence.reference
     before = accuracy_of(reference)
     if evidence.train_probe:
-        then = next((record for record in evidence.train_probe if record.epoch == reference.epoch), None)
-        if then is None:
-            return math.nan, False
-        errors = (record.values.get("accuracy_standard_error", math.nan) for record in (reference, then))
-        behind = before - accuracy_of(then)
-        return behind, behind >= 0.05 and behind > BEHIND_SCORE * math.hypot(*errors)
+        return _probe_behind(evidence)
     after = next((record for record in evidence.series if record.epoch > reference.epoch), None)
     if after is None or evidence.context("dropout") > 0:
         return math.nan, False
@@ -155,6 +157,30 @@ def _training_behind(evidence: Evidence) -> tuple[float, bool]:
         reference.values.get("accuracy_standard_error", math.nan),
     )
     return before - share, before - share >= 0.08 and before - share > 3 * error
+
+
+def _probe_behind(evidence: Evidence) -> tuple[float, bool]:
+    """`_training_behind` with a train probe: at the reference, or where it was most certain before that."""
+    probes = {record.epoch: record for record in evidence.train_probe}
+    pairs = [
+        (record, probes[record.epoch])
+        for record in evidence.series
+        if record.epoch <= evidence.reference.epoch and record.epoch in probes
+    ]
+    gaps = [
+        (
+            accuracy_of(here) - accuracy_of(there),
+            math.hypot(*(record.values.get("accuracy_standard_error", math.nan) for record in (here, there))),
+        )
+        for here, there in pairs
+    ]
+    if gaps and pairs[-1][0].epoch == evidence.reference.epoch:
+        behind, error = gaps[-1]
+        if behind >= 0.05 and behind > BEHIND_SCORE * error:
+            return behind, True
+    # The best of many evaluations needs more certainty than one that was chosen by its loss.
+    gaps = [(behind, error) for behind, error in gaps if behind >= EARLY_BEHIND and behind > EARLY_SCORE * error]
+    return max(gaps, default=(math.nan, math.nan))[0], bool(gaps)
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:

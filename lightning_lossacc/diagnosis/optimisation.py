@@ -90,7 +90,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     swings = evidence.details.get("swing", 0.0) > 0
     # Without the size of the updates unrest has to be larger to be told from small batches.
     both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
-    if swings and ratio >= HIGH_RATIO:
+    if swings and (ratio >= HIGH_RATIO or (ratio >= HIGH_RATIO / 2 and swing > 0.3)):
         matters = both_swing = True
     if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
         return None

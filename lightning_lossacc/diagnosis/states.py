@@ -56,10 +56,14 @@ def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
 def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
     """Frequent classes carry the accuracy, and rare ones are mostly missed."""
 
+    if not stream.series[-1].values.get("predicted_majority_rate", 1.0) < COLLAPSED:
+        return None
+
     def holds(record: Record) -> bool:
         values = record.values
-        if not values.get("predicted_majority_rate", 1.0) < COLLAPSED:
-            return False
+        if values.get("predicted_majority_rate", 1.0) >= COLLAPSED and "majority_rate" in values:
+            # None of the rare classes was found then: it lasts from there, as what has another name.
+            return values["majority_rate"] - values.get("balanced_accuracy", math.nan) >= 0.15
         if "classes" not in record.arrays:
             return values["accuracy"] - values.get("balanced_accuracy", math.nan) >= 0.15
         return class_imbalance(replace(stream.state, reference=record, current=record)) is not None
