@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -145,6 +145,9 @@ SHIFTED = STATE.but(
     }
 )
 UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"update_ratio": 0.05, "learning_rate": 0.1})
+LEARNT = (1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)
+# Nothing is left to lose in training, but validation swings with every step.
+SWUNG = UNREST.but(train=LEARNT, context={"update_ratio": 0.012}, details={"swing": 0.2})
 DIED = STATE.but(
     context={"dead_units": 1.0, "update_ratio": 1e-4}, first={"dead_units": 0.2, "update_ratio": 0.05}, train=(2.3,) * 4
 )
@@ -201,6 +204,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "nothing is left": RISE,
             "most is left": RISE.but(paired={"refinement_change": 0.09}),
             "the interval says nothing": RISE.but(paired={"refinement_change": 0.037, "refinement_change_error": 0.1}),
+            "the interval is 60 pp wide": RISE.but(
+                paired={"refinement_change": 0.037, "refinement_change_error": 0.012}
+            ),
         },
     ),
     "under-confidence": (
@@ -284,6 +290,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "single rows": TAILED.but(arrays={"tail": TAIL | {"share": 0.001}}),
             "not there before": TAILED.but(before_arrays={"tail": TAIL | {"score": 2.0}}),
             "as likely without": TAILED.but(arrays={"tail": TAIL | {"score": 8.0}}),
+            "the others are over-confident as well": TAILED.but(arrays={"tail": TAIL | {"temperature": 3.0}}),
         },
     ),
     "leakage": (
@@ -383,7 +390,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "something was learnt": STILL.but(values={"refinement_nll": 1.5}),
             "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),
-            "nothing left to lose": UNREST.but(train=(1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)),
+            "nothing left to lose": UNREST.but(train=LEARNT),
+            "nothing left to lose, and steps of half a percent": SWUNG.but(context={"update_ratio": 6e-3}),
+            "nothing left to lose, and validation stands": SWUNG.but(details={"swing": 0.0}),
         },
     ),
     "learning-rate-too-low": (
@@ -464,6 +473,41 @@ def test_no_rule_fails_on_what_was_not_measured(cause: str) -> None:
     record = Record("val", 0, 0, 0, 0.0, True, 100, 100, {}, logged={"loss": 0.5})
     verdict = Verdict("undecided", math.nan, -math.inf, math.inf, 0.01, math.inf)
     assert RULES[cause](Evidence(record, record, verdict, None, (record,))) is None
+
+
+def _early(accuracies: tuple[float, ...], error: float = 0.01, shares: tuple[float, ...] = ()) -> Evidence:
+    """A rise of the refined loss after the second of three evaluations (accuracy 90 %), and the train probe of each."""
+    evidence = RISE.but(paired={"refinement_change": 0.09}, train=(0.5, 0.4, 0.3)).evidence()
+    values = [{"accuracy": value, "accuracy_standard_error": error} for value in accuracies]
+    memories = [{"memory": MEMORY | {"memorised_share": share}} for share in shares] or [{}] * len(values)
+    probe = [
+        Record("train_probe", 0, epoch, 10 * epoch, 0.0, True, 500, 500, value, memory)
+        for epoch, (value, memory) in enumerate(zip(values, memories, strict=True))
+    ]
+    return replace(evidence, reference=evidence.series[1], train_probe=probe)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "error", "shares", "named"),
+    [
+        ((0.75, 0.89, 1.0), 0.01, (), True),  # far behind before the minimum of the loss, where some were learnt
+        ((0.83, 0.89, 1.0), 0.01, (), False),  # 7 pp behind
+        ((0.75, 0.89, 1.0), 0.06, (), False),  # 15 pp, known to 6
+        ((0.89, 0.89, 1.0), 0.01, (0.0, 0.1, 0.0), True),  # memorised, and forgotten at the moment
+        ((0.89, 0.89, 1.0), 0.01, (0.0, 0.01, 0.0), False),
+    ],
+)
+def test_label_noise_remembers_what_came_before(
+    accuracies: tuple[float, ...], error: float, shares: tuple[float, ...], named: bool
+) -> None:
+    found = RULES["label-noise"](_early(accuracies, error, shares))
+    assert (found is not None) is named
+    if found is not None and not shares:
+        assert "15.0 pp less accurate than these, at the reference or before" in found.evidence[0]
+
+
+def test_unrest_of_validation_names_the_rate_where_training_has_nothing_to_lose() -> None:
+    assert RULES["learning-rate-too-high"](SWUNG.evidence()) is not None
 
 
 def test_label_noise_without_a_probe_says_what_is_not_excluded() -> None:

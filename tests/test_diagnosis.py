@@ -14,8 +14,10 @@ from dataclasses import replace
 import pytest
 
 from lightning_lossacc.diagnosis import Diagnosis, Event
+from lightning_lossacc.diagnosis.changes import Stream
 from lightning_lossacc.diagnosis.engine import required_z
-from lightning_lossacc.history import History
+from lightning_lossacc.diagnosis.states import hidden_classes
+from lightning_lossacc.history import History, Record
 from lightning_lossacc.scan import replay
 from tests.simulated import Simulation, learning
 
@@ -264,3 +266,26 @@ def test_event_survives_json() -> None:
     other = Diagnosis()
     other.load_state(saved)
     assert other.state() == saved
+
+
+@pytest.mark.parametrize(("collapsed", "lasting"), [(7, True), (0, False)])
+def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: bool) -> None:
+    """Evaluations that gave every row to the frequent class count as well, and while they last have another name."""
+
+    def record(epoch: int, predicted: int) -> Record:
+        rare = 1000 - predicted
+        values = {
+            "nll": 0.5,
+            "accuracy": 0.9 + 0.0002 * rare,
+            "balanced_accuracy": 0.5 + 0.002 * rare,
+            "predicted_majority_rate": predicted / 1000,
+            "majority_rate": 0.9,
+        }
+        table = {"class": [0, 1], "rows": [900, 100], "predicted": [predicted, rare], "correct": [900, rare]}
+        return Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {"classes": table})
+
+    series = [record(epoch, 1000) for epoch in range(collapsed)]
+    assert not series or hidden_classes(Stream(series, series[-1]), False) is None
+    series.append(record(collapsed, 980))
+    opening = hidden_classes(Stream(series, series[-1]), False)
+    assert opening is not None and opening.lasting is lasting

@@ -21,6 +21,8 @@ BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown b
 EARLY_BEHIND, EARLY_SCORE = 0.08, 3.0
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
+# Best temperature without the tail: 0.07 … 1.7 where labels were wrong, 2.9 … 4.4 where all rows were over-confident.
+TAIL_TEMPERATURE = 2.0
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -188,8 +190,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
 
     What it finds: a mixture of the model's probabilities, at their best temperature, and of a small share of arbitrary
         labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12
-        for every 1000 rows, at least 12), and the rows of that share carry at least half of the rise; of one
-        evaluation, half of the loss.
+        for every 1000 rows, at least 12), the best temperature of the others is at most 2, and the rows of that share
+        carry at least half of the rise; of one evaluation, half of the loss.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was, and a temperature makes all rows pay for a few.
     Evidence it needs: logits of at most 64 classes; paired rows over an interval.
@@ -200,7 +202,7 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (errors in test sets).
     """
     tail = evidence.current.arrays.get("tail")
-    if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]:
+    if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1] or tail["temperature"] > TAIL_TEMPERATURE:
         return None
     # Such rows do not come and go; a checkpoint keeps no tail of earlier evaluations.
     before, items = evidence.reference.arrays.get("tail", tail), evidence.current.num_items
