@@ -20,9 +20,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench_trends import clopper_pearson
-from measure import RESULTS, beside_first_look, environment, print_table
+from measure import RESULTS, after_earlier_looks, beside_first_look, environment, print_table
 from planted.faults import FAULTS, plans
 from planted.judge import Judged, judge
+from planted.programs import FIRST_SEED
 from planted.run import CACHE, keep, kept, quiet, train
 from planted.symptoms import shown
 
@@ -144,15 +145,19 @@ def main() -> None:
             f"{line['planted']:24} {line['shown']:3}  {line['named']}"
             + (f"  not true: {line['not true']}" if line["not true"] else "")
         )
-    lines = [{"table": "run", "benchmark": "planted", "part": chosen.part, **environment()}]
+    head = {"table": "run", "benchmark": "planted", "part": chosen.part, "first_seed": FIRST_SEED[chosen.part]}
+    lines = [head | environment()]
     lines += [{"table": table, **line} for table, found in tables.items() for line in found]
     lines += [{"table": "confusion", **line} for line in matrix]
     if chosen.part == "report" and not chosen.causes:
         chosen.results.mkdir(parents=True, exist_ok=True)
+        path, whole = chosen.results / "planted.jsonl", row("all", runs)
         if chosen.corrected:
-            lines = beside_first_look(chosen.results / "planted.jsonl", row("all", runs))
+            lines = beside_first_look(path, whole)
+        else:
+            lines = after_earlier_looks(path, lines, {"table": "all", **whole})
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (chosen.results / "planted.jsonl").write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from bench_trends import DETECTORS, clopper_pearson
-from measure import RESULTS, beside_first_look, environment, print_table
-from planted.healthy import fault, plans
+from measure import RESULTS, after_earlier_looks, beside_first_look, environment, print_table
+from planted.healthy import FIRST_SEED, fault, plans
 from planted.judge import reports
 from planted.run import CACHE, keep, kept, quiet, train
 from planted.symptoms import Run
@@ -116,7 +116,8 @@ def main() -> None:
     print("warnings on healthy runs:", dict(causes))
     if chosen.part == "report":
         lines = [
-            {"table": "run", "benchmark": "healthy", "part": chosen.part, **environment()},
+            {"table": "run", "benchmark": "healthy", "part": chosen.part, "first_seed": FIRST_SEED[chosen.part]}
+            | environment(),
             {
                 "table": "counts",
                 "runs": len(runs),
@@ -127,10 +128,13 @@ def main() -> None:
             *({"table": "causes", "warning": name, "runs": count} for name, count in causes.items()),
         ]
         chosen.results.mkdir(parents=True, exist_ok=True)
+        path = chosen.results / "healthy.jsonl"
         if chosen.corrected:
-            lines = beside_first_look(chosen.results / "healthy.jsonl", table[0])
+            lines = beside_first_look(path, table[0])
+        else:
+            lines = after_earlier_looks(path, lines, {"table": "alarms", **table[0]})
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (chosen.results / "healthy.jsonl").write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

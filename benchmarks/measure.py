@@ -245,6 +245,23 @@ def _over_places(targets: Sequence[Target]) -> Row:
     }
 
 
+def after_earlier_looks(path: Path, lines: Sequence[Mapping[str, object]], whole: Mapping[str, object]) -> list[Row]:
+    """The lines of a first look, and one row for each first look at other runs before it.
+
+    Args:
+        path: of the results, those of an earlier look if they are there.
+        lines: of this look; `first_seed` of the first one tells runs apart.
+        whole: the row that sums a look up; the earlier ones are found by its table and name or rule.
+    """
+    old: list[Row] = list(map(json.loads, path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+    earlier = [line for line in old if line["table"] == "earlier"]
+    if old and old[0].get("first_seed") != lines[0]["first_seed"]:
+        keys = [key for key in ("table", "name", "rule") if key in whole]
+        last = next(line for line in old if all(line.get(key) == whole[key] for key in keys))
+        earlier.append({**last, "table": "earlier", "commit": old[0]["commit"]})
+    return [*map(dict, lines), *earlier]
+
+
 def beside_first_look(path: Path, row: Mapping[str, object]) -> list[Row]:
     """The lines of a first look as they are, with what rules that were corrected after it reach: one row."""
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())

@@ -131,6 +131,12 @@ def corrected(rows: list[Row], words: Callable[[Row], str]) -> str:
     return f" That was the first look. {reached}"
 
 
+def earlier(rows: list[Row], words: Callable[[Row], str]) -> str:
+    """What first looks at other runs found, with the rules as they stood then."""
+    found = [f"{words(row)} (commit {row['commit'][:7]})" for row in rows if row["table"] == "earlier"]
+    return f" First looks before, at other programs and with the rules of then: {'; '.join(found)}." if found else ""
+
+
 def planted(rows: list[Row]) -> list[str]:
     """Planted faults: abstention first, then how many of the given verdicts are right."""
     whole = next(row for row in rows if row["table"] == "all")
@@ -179,6 +185,13 @@ def planted(rows: list[Row]) -> list[str]:
             lambda row: (
                 f"on the same runs, {rated(row, 'precision')} are right and {percent(row['abstention'])} % abstained"
             ),
+        )
+        + earlier(
+            rows,
+            lambda row: (
+                f"{rated(row, 'precision')} of the verdicts right and {percent(row['abstention'])} % abstained, "
+                f"{row['shown']} runs"
+            ),
         ),
         folded("Each cause, and what was named instead of it or beside it", table(head, lines)),
     ]
@@ -201,7 +214,8 @@ def healthy(rows: list[Row]) -> list[str]:
         f"them**; the bar of {percent(FALSE_ALARM)} % is {verdict}. Warnings, in runs: {listed(kinds)}. Common rules "
         f"on the same losses alarm in: {listed(beside)} (some of them are rules for stopping, not for "
         "warning)."
-        + corrected(rows, lambda row: f"a warning stands in {row['alarms']} of {row['runs']} ({rated(row, 'share')})"),
+        + corrected(rows, lambda row: f"a warning stands in {row['alarms']} of {row['runs']} ({rated(row, 'share')})")
+        + earlier(rows, lambda row: f"{row['alarms']} of {row['runs']} ({rated(row, 'share')})"),
         folded("Each rule with its interval", table(("rule", "healthy runs with an alarm", "share, 95 %"), lines)),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -15,6 +16,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import bench_diagnosis
+from measure import after_earlier_looks
 from planted import healthy, symptoms
 from planted.data import Cells, Digits, Images, Sequences, Source, Tokens, Vectors, Wine
 from planted.faults import FAULTS, IMPOSSIBLE, PROGRAMS, plans
@@ -218,3 +221,63 @@ def test_a_run_is_trained_kept_and_judged(tmp_path: Path) -> None:
     sound = plan("dead-activations", epochs=12, rows=256)
     sound = replace(sound, shape=replace(sound.shape, hidden_bias=0.0))
     assert not symptoms.shown(train(sound))
+
+
+def test_a_static_temperature_and_a_trade_are_true_without_a_phase() -> None:
+    """Over-confidence of every evaluation, and classes that trade rows while loss and accuracy fall."""
+    points = [
+        {"finite": 1.0, "nll": 0.6, "refined_nll": 0.45, "temperature": 2.0, "accuracy": 0.9, "recalls": [0.95, 0.7]},
+        {"finite": 1.0, "nll": 0.5, "refined_nll": 0.40, "temperature": 2.0, "accuracy": 0.8, "recalls": [0.75, 0.9]},
+    ]
+    run = {"truth": {"path": points, "best": points[1], "end": points[1]}, "plan": {"later": None}}
+    assert symptoms.over_confidence(run, symptoms.HOLDS) and not symptoms.over_confidence(run)
+    assert symptoms.class_trade_off(run, symptoms.HOLDS) and not symptoms.class_trade_off(run)
+    calm = [point | {"temperature": 1.05, "refined_nll": point["nll"], "recalls": [0.9, 0.9]} for point in points]
+    run["truth"] = {"path": calm, "best": calm[1], "end": calm[1]}
+    assert not symptoms.over_confidence(run, symptoms.HOLDS) and not symptoms.class_trade_off(run, symptoms.HOLDS)
+
+
+def test_label_noise_shows_against_right_labels() -> None:
+    """A loss that rises as much with right labels is not the wrong labels' doing."""
+    run = made_run((0.5, 0.5), (0.7, 0.6)) | {"plan": {"label_noise": 0.2}}
+    run["truth"]["without"] = {"nll": 0.3, "rise": 0.02}
+    assert symptoms.label_noise(run)
+    run["truth"]["without"]["rise"] = 0.15
+    assert not symptoms.label_noise(run)
+
+
+def test_dealt_labels_contradict_their_rows() -> None:
+    """Rows whose labels were dealt at random are known in the truth, and as many as were dealt to another class."""
+    item = replace(plan("leakage"), blur=0.3)
+    source = item.source(0, item.noise)
+    _, dealt, _ = rows_of(item, source, "fresh", 1000)
+    _, _, given = rows_of(replace(item, blur=0.0), source, "fresh", 1000)
+    share = (dealt != given).float().mean().item()
+    assert share == pytest.approx(0.3 * (1 - 1 / source.num_classes), abs=0.03)
+
+
+def test_a_cause_is_planted_until_it_has_shown_often_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was said of it; what is kept already counts."""
+    trained = []
+
+    def quick(item: Plan) -> dict[str, Any]:
+        trained.append(item.name)
+        return {"cause": item.cause, "seconds": [0], "shows": len(trained) % 2 == 0}
+
+    monkeypatch.setattr(bench_diagnosis, "train", quick)
+    monkeypatch.setattr(bench_diagnosis, "shown", lambda run: run["shows"])
+    bench_diagnosis.train_all("dev", ["blow-up"], 1, tmp_path, again=False, enough=3)
+    assert len(trained) == 6 and len(list(tmp_path.rglob("*.gz"))) == 6
+    bench_diagnosis.train_all("dev", ["blow-up"], 1, tmp_path, again=False, enough=3)
+    assert len(trained) == 6
+
+
+def test_a_new_look_keeps_a_row_of_each_look_before(tmp_path: Path) -> None:
+    """Other first seeds are other runs; the same runs judged again are the same look."""
+    path = tmp_path / "planted.jsonl"
+    for seed, commit, right in ((3000, "a", 0.85), (5000, "b", 0.9), (5000, "c", 0.91), (7000, "d", 0.95)):
+        whole = {"table": "all", "name": "all", "precision": right}
+        lines = after_earlier_looks(path, [{"table": "run", "first_seed": seed, "commit": commit}, whole], whole)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = [(line["precision"], line["commit"]) for line in lines if line["table"] == "earlier"]
+    assert found == [(0.85, "a"), (0.91, "c")] and lines[1]["precision"] == 0.95

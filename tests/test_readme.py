@@ -165,6 +165,7 @@ def test_numbers_say_what_falls_short(tmp_path: Path) -> None:
         {"table": "program", "name": "images-conv", **counts},
         {"table": "all", "name": "all", **counts},
         {"table": "confusion", "planted": "leakage", "named": {"leakage": 14, "(none)": 4, "prior-shift": 2}},
+        {"table": "earlier", "name": "all", "commit": "1234567890", **counts},
     ]
     alarm = {"table": "alarms", "alarms": 3, "runs": 100, "share": 0.03, "low": 0.006, "high": 0.085}
     healthy = [
@@ -189,6 +190,9 @@ def test_numbers_say_what_falls_short(tmp_path: Path) -> None:
     text = " ".join(parts.split())
     assert "abstained in 20 %, and of the 16 verdicts given 87.5 % (61.7 … 98.4) are right" in text
     assert "Below it: leakage 87.5 %. Silent too often: leakage 20 %." in text
+    assert (
+        "rules of then: 87.5 % (61.7 … 98.4) of the verdicts right and 20 % abstained, 20 runs (commit 1234567)" in text
+    )
     assert "| leakage | 20 | 4 | 14 | 0 | 2 | 87.5 % (61.7 … 98.4) | prior-shift 2 |" in text
     assert "A warning stood in 3 % (0.6 … 8.5) of them**; the bar of 1 % is missed" in text
     assert "Warnings, in runs: oscillation: unknown 3." in text and "UP4 3 %" in text
