@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from lightning_lossacc.diagnosis.catalogue import EVENTS, HEADINGS, INFO_CAUSES, ORDER, RULES, explain, find_causes
+from lightning_lossacc.diagnosis.changes import Opening
+from lightning_lossacc.diagnosis.engine import _why_unknown
 from lightning_lossacc.diagnosis.evidence import Evidence
 from lightning_lossacc.history import Record
 from lightning_lossacc.trends import Verdict
@@ -508,6 +510,15 @@ def test_label_noise_remembers_what_came_before(
 
 def test_unrest_of_validation_names_the_rate_where_training_has_nothing_to_lose() -> None:
     assert RULES["learning-rate-too-high"](SWUNG.evidence()) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(0.012, "so 32 … 94 % of it is confidence"), (0.1, "which fits more than one cause")],
+)
+def test_an_unknown_cause_says_what_is_known(error: float, words: str) -> None:
+    evidence = RISE.but(paired={"refinement_change": 0.037, "refinement_change_error": error}).evidence()
+    assert words in _why_unknown(Opening("loss-up-accuracy-flat", evidence, 0))
 
 
 def test_label_noise_without_a_probe_says_what_is_not_excluded() -> None:

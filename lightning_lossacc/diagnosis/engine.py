@@ -259,8 +259,13 @@ def _why_unknown(opening: Opening) -> str:
         return "not enough evidence: rows could not be paired with the reference"
     if evidence.at_edge:
         return "the best temperature lies outside the grid, so the loss after one temperature is not known"
-    change, low, high = evidence.refinement_change
-    return f"the change after one temperature, {change:+.4f} ({low:+.4f} … {high:+.4f}), fits more than one cause"
+    _, low, high = evidence.refinement_change
+    least, most = sorted(evidence.refinement_share[1:])
+    known = f"{low:+.4f} … {high:+.4f} of {evidence.nll_change:+.4f} nats are left after one temperature"
+    if not (least > 0 or most < 1):
+        return f"{known}, which fits more than one cause"
+    least, most = (100 * min(max(share, 0.0), 1.0) for share in (least, most))
+    return f"{known}, so {100 - most:.0f} … {100 - least:.0f} % of it is confidence: too wide to name a cause"
 
 
 def _numbers(evidence: Evidence) -> dict[str, Any]:
