@@ -163,26 +163,22 @@ def _training_behind(evidence: Evidence) -> tuple[float, bool]:
 
 def _probe_behind(evidence: Evidence) -> tuple[float, bool]:
     """`_training_behind` with a train probe: at the reference, or where it was most certain before that."""
-    probes = {record.epoch: record for record in evidence.train_probe}
-    pairs = [
-        (record, probes[record.epoch])
-        for record in evidence.series
-        if record.epoch <= evidence.reference.epoch and record.epoch in probes
-    ]
-    gaps = [
-        (
+    probes = {record.global_step: record for record in evidence.train_probe}
+    last = evidence.reference.global_step
+    gaps = {
+        here.global_step: (
             accuracy_of(here) - accuracy_of(there),
             math.hypot(*(record.values.get("accuracy_standard_error", math.nan) for record in (here, there))),
         )
-        for here, there in pairs
-    ]
-    if gaps and pairs[-1][0].epoch == evidence.reference.epoch:
-        behind, error = gaps[-1]
-        if behind >= 0.05 and behind > BEHIND_SCORE * error:
-            return behind, True
+        for here in evidence.series
+        if here.global_step <= last and (there := probes.get(here.global_step)) is not None
+    }
+    behind, error = gaps.get(last, (math.nan, math.nan))
+    if behind >= 0.05 and behind > BEHIND_SCORE * error:
+        return behind, True
     # The best of many evaluations needs more certainty than one that was chosen by its loss.
-    gaps = [(behind, error) for behind, error in gaps if behind >= EARLY_BEHIND and behind > EARLY_SCORE * error]
-    return max(gaps, default=(math.nan, math.nan))[0], bool(gaps)
+    far = [behind for behind, error in gaps.values() if behind >= EARLY_BEHIND and behind > EARLY_SCORE * error]
+    return max(far, default=math.nan), bool(far)
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:
