@@ -5,12 +5,14 @@ Writes `benchmarks/results/gpu_loss.jsonl`.
 
 Logits are the result of an operation, not a leaf, so that no gradient is cloned into a leaf; the incoming gradient is a
 half, as with two accumulated batches, which makes implementations that compute the gradient in the forward pass scale
-it. Values and gradients are compared before anything is timed.
+it; ours is told what to expect there, and once is not, to see what that costs. Values and gradients are compared before
+anything is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import device_timing
 import numpy as np
@@ -49,9 +51,11 @@ def operations(leaf: Tensor, target: Tensor) -> dict[str, Callable[[], Callable[
 
         return step
 
-    def ours(**arguments: object) -> Callable[[], object]:
+    forward = {"gradient": "forward", "expected_scale": 0.5}
+
+    def ours(options: dict[str, object] | None = None, **arguments: object) -> Callable[[], object]:
         metric = LossAccuracy(num_classes=num_classes, **arguments).to(leaf.device)
-        return by(lambda logits, labels: cross_entropy(logits, labels, stats=metric))
+        return by(lambda logits, labels: cross_entropy(logits, labels, stats=metric, **(options or {})))
 
     def compiled() -> Callable[[], object]:
         if leaf.device.type == "cpu":
@@ -77,6 +81,9 @@ def operations(leaf: Tensor, target: Tensor) -> dict[str, Callable[[], Callable[
         "ours with statistics": lambda: ours(temperatures=()),
         "ours with statistics and grid": ours,
         "ours, loss alone": lambda: by(cross_entropy),
+        "ours forward, with statistics": lambda: ours(forward, temperatures=()),
+        "ours forward, loss alone": lambda: by(partial(cross_entropy, **forward)),
+        "ours forward, another scale": lambda: by(partial(cross_entropy, gradient="forward")),
         "F.cross_entropy": lambda: by(F.cross_entropy),
         "torch.compile": compiled,
         "Liger-Kernel (and a copy)": liger,

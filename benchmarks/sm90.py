@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lightning_lossacc.kernels import launch
+from lightning_lossacc.kernels import launch, launch_gradient
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
 
 OCTAVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -40,6 +40,7 @@ class Compiled:
         registers: per thread.
         stack: bytes of spilled registers per thread.
         turn: instructions of a turn of the main loop; of all where nothing loops.
+        writing: of the loop that writes the gradient behind the main loop; none where nothing does.
         elements: logits that a thread takes per turn.
         text: all instructions.
     """
@@ -47,6 +48,7 @@ class Compiled:
     registers: int
     stack: int
     turn: tuple[str, ...]
+    writing: tuple[str, ...]
     elements: int
     text: tuple[str, ...]
 
@@ -55,8 +57,15 @@ class Compiled:
         """Instructions per logit."""
         return len(self.turn) / self.elements
 
+    @property
+    def writing_slots(self) -> float:
+        """Instructions per logit of the loop that writes the gradient."""
+        return len(self.writing) / self.elements
 
-def row_statistics(num_classes: int, dtype: str, layout: Layout | None, with_loss: bool = False) -> Compiled:
+
+def row_statistics(
+    num_classes: int, dtype: str, layout: Layout | None, with_loss: bool = False, with_gradient: bool = False
+) -> Compiled:
     """The row kernel for contiguous, aligned rows; no statistics without `layout`."""
     num_warps, block, vector = launch.row_shape(num_classes, NAMES[dtype])
     constants = dict(launch.constants(layout, True, with_loss, False, False, num_classes))
@@ -68,14 +77,18 @@ def row_statistics(num_classes: int, dtype: str, layout: Layout | None, with_los
         "ALIGNED": vector,
         "LANES": 32 * num_warps,
         "VEC": vector,
+        "GRADIENT": with_gradient,
     }
     found = build(launch.row_kernel, dtype, constants, num_warps)
     return _measured(found, block // (32 * num_warps))
 
 
-def lane_statistics(num_classes: int, dtype: str, layout: Layout | None, by_item: bool = True) -> Compiled:
+def lane_statistics(
+    num_classes: int, dtype: str, layout: Layout | None, by_item: bool = True, with_gradient: bool = False
+) -> Compiled:
     """The lane kernel for channels-first images (`by_item`), or for few classes side by side."""
-    constants = dict(launch.constants(layout, True, False, False, False, num_classes))
+    constants = dict(launch.constants(layout, True, with_gradient, False, False, num_classes))
+    constants |= {"GRADIENT": with_gradient}
     constants |= {"BY_ITEM": by_item, "ROWS": launch.LANE_ROWS, "BINARY": False, "ONE_ITEM": by_item}
     constants |= {"KEEP": num_classes <= launch.FEW_CLASSES}
     found = build(launch.lane_kernel, dtype, constants, launch.LANE_WARPS)
@@ -84,17 +97,35 @@ def lane_statistics(num_classes: int, dtype: str, layout: Layout | None, by_item
     return _measured(found, rows * num_classes if num_classes <= launch.FEW_CLASSES else rows)
 
 
+def renewal(kernel: str, num_classes: int, dtype: str) -> Compiled:
+    """The kernel that makes a gradient anew where another scale has arrived; `row_gradient` or `lane_gradient`."""
+    by_row = kernel == "row_gradient"
+    constants = {"C": num_classes, "HAS_IGNORE": True, "WEIGHTED": False, "SMOOTH": False, "SHARED_SCALE": True,
+                 "RENEW": True}  # fmt: skip
+    if by_row:
+        block = min(launch_gradient.ROW_BLOCK, num_classes)
+        constants |= {"BLOCK": block, "ALIGNED": 16 // NAMES[dtype], "PARTS": -(-num_classes // block)}
+    else:
+        constants |= {"ROWS": launch_gradient.TILE_ROWS}
+    found = build(getattr(launch_gradient, kernel), dtype, constants, launch_gradient.WARPS)
+    lanes = 32 * launch_gradient.WARPS
+    return _measured(found, block // lanes if by_row else launch_gradient.TILE_ROWS // lanes)
+
+
 def build(kernel: Any, dtype: str, constants: dict[str, Any], num_warps: int) -> Any:
     """Compiles a kernel for sm_90 with the pointers and strides of aligned, contiguous tensors."""
     pointers = {
         "logits": f"*{dtype}", "target": "*i64", "counts": "*i64", "sums": "*fp64", "edges": "*fp32",
         "items": "*fp64", "weight": "*fp32", "row_lse": "*fp32", "row_loss": "*fp32", "row_scale": "*fp32",
+        "made_scale": "*fp32",
         "parts": "*fp32", "tickets": "*i32", "gradient": f"*{dtype}",
     }  # fmt: skip
     signature, values, hints = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], values[(place,)] = "constexpr", constants[name]
+        elif name in ("gradient", "row_scale") and not constants.get("GRADIENT", True):
+            signature[name], values[(place,)] = "constexpr", None
         elif name in pointers:
             signature[name] = pointers[name]
             hints[(place,)] = [["tt.divisibility", 16]]
@@ -104,7 +135,7 @@ def build(kernel: Any, dtype: str, constants: dict[str, Any], num_warps: int) ->
             signature[name], values[(place,)] = "constexpr", 1
         else:
             signature[name] = "i32"
-            if name.endswith("stride"):
+            if name.endswith(("stride", "step")):
                 hints[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
@@ -123,12 +154,19 @@ def _measured(found: Any, elements: int) -> Compiled:
         match = ADDRESS.match(line)
         if match:
             lines.append((int(match[1], 16), match[2]))
-    turn = tuple(text for _, text in main_loop(lines))
-    return Compiled(registers, stack, turn, elements, tuple(text for _, text in lines))
+    inner = inner_loops(lines)
+    turn = shortest_turn(lines[slice(*max(inner)[2:])]) if inner else lines
+    writing = [loop for loop in inner if any("STG" in text for _, text in lines[slice(*loop[2:])])]
+    writing = [loop for loop in writing if loop is not max(inner)]
+    written = shortest_turn(lines[slice(*max(writing)[2:])]) if writing else []
+    return Compiled(
+        registers, stack, tuple(text for _, text in turn), tuple(text for _, text in written), elements,
+        tuple(text for _, text in lines),
+    )  # fmt: skip
 
 
-def main_loop(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Instructions of the innermost loop with the most exponentials; all instructions where nothing loops."""
+def inner_loops(lines: list[tuple[int, str]]) -> list[tuple[int, int, int, int]]:
+    """(exponentials, instructions, first, end) of the innermost loops that have exponentials."""
     places = {address: place for place, (address, _) in enumerate(lines)}
     loops = []
     for place, (_, text) in enumerate(lines):
@@ -136,17 +174,13 @@ def main_loop(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
         if match and int(match[1], 16) in places and places[int(match[1], 16)] < place:
             loops.append((places[int(match[1], 16)], place))
     with_exponentials = [
-        (sum("MUFU.EX2" in lines[k][1] for k in range(first, last + 1)), last - first + 1, first, last)
+        (sum("MUFU.EX2" in lines[k][1] for k in range(first, last + 1)), last - first + 1, first, last + 1)
         for first, last in loops
     ]
-    inner = [loop for loop in with_exponentials if loop[0] > 0 and not any(
+    return [loop for loop in with_exponentials if loop[0] > 0 and not any(
         other is not loop and loop[2] <= other[2] and other[3] <= loop[3] and other[0] > 0
         for other in with_exponentials
     )]  # fmt: skip
-    if not inner:
-        return lines
-    _, _, first, last = max(inner)
-    return shortest_turn(lines[first : last + 1])
 
 
 def shortest_turn(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -169,6 +203,8 @@ def shortest_turn(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
         for goal in goals:
             if goal > place and (best[goal] is None or reached[:2] < best[goal][:2]):
                 best[goal] = reached
+    if best[-1] is None:
+        return lines  # its blocks do not lie in order
     way, place = [], len(lines) - 1
     while place >= 0:
         way.append(lines[place])
@@ -183,16 +219,17 @@ def _tool(name: str, *arguments: str) -> str:
 def main() -> None:
     grids = (("no grid", ()), ("octaves", OCTAVES), ("half octaves", EVALUATION_TEMPERATURES))
     rows: list[measure.Row] = []
-    print(f"{'kernel':<44}{'registers':>10}{'stack':>7}{'turn':>7}{'per logit':>11}")
+    print(f"{'kernel':<52}{'registers':>10}{'stack':>7}{'turn':>7}{'per logit':>11}")
 
     def keep(kernel: str, dtype: str, num_classes: int, name: str, found: Compiled) -> None:
-        turn = len(found.turn)
+        turn = len(found.turn) + len(found.writing)
         where = f"{kernel} {dtype} C={num_classes} {name}"
-        print(f"{where:<44}{found.registers:>10}{found.stack:>7}{turn:>7}{found.slots:>11.1f}", flush=True)
+        slots = found.slots + found.writing_slots
+        print(f"{where:<52}{found.registers:>10}{found.stack:>7}{turn:>7}{slots:>11.1f}", flush=True)
         rows.append({
             "table": "sm90", "kernel": kernel, "dtype": dtype, "num_classes": num_classes, "counts": name,
             "registers": found.registers, "stack": found.stack, "turn": turn, "logits": found.elements,
-            "per_logit": round(found.slots, 2),
+            "per_logit": round(slots, 2),
         })  # fmt: skip
 
     for dtype in ("fp32", "bf16"):
@@ -201,6 +238,8 @@ def main() -> None:
                 layout = Layout(num_classes, temperatures=grid)
                 keep("rows", dtype, num_classes, name, row_statistics(num_classes, dtype, layout))
             keep("rows", dtype, num_classes, "loss alone", row_statistics(num_classes, dtype, None, True))
+            found = row_statistics(num_classes, dtype, None, True, True)
+            keep("rows", dtype, num_classes, "loss and gradient, both loops", found)
         for name, grid in grids:
             keep("lanes", dtype, 21, name, lane_statistics(21, dtype, Layout(21, temperatures=grid)))
     stamp = measure.environment() | {"triton": triton.__version__}

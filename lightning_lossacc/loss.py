@@ -9,13 +9,14 @@ before the backward pass, which reads them again; and its gradient cannot be dif
 Nothing of the size of the logits is made but their gradient, where PyTorch makes three: log-probabilities, their
 gradient, and that of the logits. The backward pass computes the probabilities again and scales them by whatever arrives
 there, so that gradient accumulation, loss scaling, several losses on the same logits and several backward passes are
-exact.
+exact. With `gradient="forward"` the pass that reads the logits writes their gradient too, for the scale that is
+expected to arrive; the backward pass returns it, or computes it anew if another scale arrived, and is as exact.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,24 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_lossacc import kernels
-from lightning_lossacc.kernels.loss_reference import denominator
-from lightning_lossacc.loss_calls import Tally, take_tally
-from lightning_lossacc.loss_checks import check_metric, check_options, check_range, check_shapes, check_stats, is_index
+from lightning_lossacc.loss_autograd import (
+    CrossEntropy,
+    SmallCrossEntropy,
+    is_of_functorch,
+    is_small,
+    may_give_away,
+    read,
+)
+from lightning_lossacc.loss_calls import take_tally
+from lightning_lossacc.loss_checks import (
+    check_gradient,
+    check_metric,
+    check_options,
+    check_range,
+    check_shapes,
+    check_stats,
+    is_index,
+)
 from lightning_lossacc.metrics import LossAccuracy
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -42,6 +58,9 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     stats: LossAccuracy | None = None,
+    *,
+    gradient: Literal["backward", "forward"] = "backward",
+    expected_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Cross-entropy of logits and targets; fills `stats` in the same pass.
 
@@ -54,6 +73,17 @@ def cross_entropy(
     single classes, and tensors of `torch.func`, of subclasses or of a compiler are handed to
     `torch.nn.functional.cross_entropy` (in float32 for half precision); then `stats` reads the logits a second time.
 
+    With `gradient="forward"` the logits are read once and their gradient is written once, where the backward pass would
+    read them again; loss and statistics are the same. It is made for `expected_scale`, the derivative that the backward
+    pass will bring to the loss: 1 for `loss.backward()`, 1 / k if losses are divided by k accumulated batches, the
+    factor of a `GradScaler`, which may be given as a tensor. If something else arrives, which is decided on the device,
+    the gradient is computed anew from the logits, at the cost of that second read: never by scaling what was rounded,
+    so that a float16 gradient that vanishes at scale 1 does not under loss scaling. So it is for `retain_graph=True`
+    and `create_graph=True`. The gradient takes its memory from the forward pass on, not only in the backward pass. A
+    loss that needs no gradient makes none. Without effect where PyTorch's function computes the loss, for a few rows
+    of so many classes that a GPU splits them, for float64 logits on a GPU, on MPS, and before PyTorch 2.5. On a CPU it
+    saves no time with label smoothing or `stats`, and small batches take a way that is shorter than either.
+
     Args:
         logits: (C,), (N, C) or (N, C, d1, ...) of a float dtype.
         target: class indices (), (N,) or (N, d1, ...) of any integer dtype; or class probabilities of the shape of
@@ -64,13 +94,17 @@ def cross_entropy(
         label_smoothing: s, within 0 ... 1 (Szegedy et al. 2016).
         stats: a metric whose `update` this replaces: `LossAccuracy` or a single quantity, for the multiclass task, with
             the same number of classes and the same `ignore_index`.
+        gradient: the pass that computes it: `"backward"`, or `"forward"` (for a mean or a sum).
+        expected_scale: what arrives at the loss in the backward pass, for `"forward"`; a number, or a tensor of one on
+            the device of the logits.
 
     Returns:
         A number, or for `"none"` the loss of each row in the shape of the class indices; float32, or float64 for
         float64 logits. In nats.
 
     Raises:
-        ValueError: if the batch sizes differ, `reduction` is unknown, or `stats` counts something else.
+        ValueError: if the batch sizes differ, `reduction` or `gradient` is unknown, they do not fit together, or
+            `stats` counts something else.
         RuntimeError: if other shapes or dtypes do not fit together, `label_smoothing` is out of range, or a second
             derivative is asked for.
         NotImplementedError: if the logits are no real floating-point numbers.
@@ -88,8 +122,11 @@ def cross_entropy(
             reduction=reduction,
             label_smoothing=label_smoothing,
             stats=stats,
+            gradient=gradient,
+            expected_scale=expected_scale,
         )
     check_options(logits, target, weight, ignore_index, reduction, label_smoothing)
+    check_gradient(gradient, expected_scale, reduction, logits.device)
     if stats is not None:
         check_stats(stats, logits, ignore_index)
         # A checkpointed step runs its forward pass again while the gradient is computed.
@@ -99,20 +136,32 @@ def cross_entropy(
         return _by_torch(logits, target, weight, ignore_index, reduction, label_smoothing, stats)
     check_shapes(logits, target, weight)
     index = target.long()
-    if logits.device.type == "cpu":
-        check_range(index, ignore_index, logits.shape[0 if logits.ndim == 1 else 1])
+    on_cpu = logits.device.type == "cpu"
+    all_counted = on_cpu and check_range(index, ignore_index, logits.shape[0 if logits.ndim == 1 else 1])
+    tally = take_tally() if stats is None else None
+    into = stats if tally is None else tally
+    plain = all_counted and weight is None and not label_smoothing and reduction != "none"
+    small = plain and is_small(logits)
+    if small and into is None:
+        return SmallCrossEntropy.apply(logits, index, reduction, ignore_index, None)
     if logits.ndim == 1:
         flat, rows = logits.view(1, -1, 1), index.view(1, 1)
     else:
         rows_per_item = math.prod(logits.shape[2:])
         flat = logits.reshape(*logits.shape[:2], rows_per_item)
         rows = index.reshape(len(logits), rows_per_item)
-    tally = take_tally() if stats is None else None
     if tally is not None and tally.items is not None and logits.ndim == 2:
         # Tokens of a sequence that were flattened into rows are its item again; a view in the order of the rows.
         flat, rows = logits.unflatten(0, (tally.items, -1)).transpose(1, 2), index.view(tally.items, -1)
-    into = stats if tally is None else tally
-    loss = _CrossEntropy.apply(flat, rows, weight, ignore_index, reduction, label_smoothing, into)
+    if small:
+        # What is saved must not depend on who counts: a checkpoint that is computed again is not counted again.
+        with torch.no_grad():
+            row_loss = read(flat, rows, None, ignore_index, 0.0, None, into)[0]
+        loss = SmallCrossEntropy.apply(logits, index, reduction, ignore_index, row_loss)
+    else:
+        forward = gradient == "forward" and logits.requires_grad and torch.is_grad_enabled() and may_give_away()
+        made_for = expected_scale if forward else None
+        loss = CrossEntropy.apply(flat, rows, weight, ignore_index, reduction, label_smoothing, into, made_for)
     if stats is not None:
         _note_update(stats)
     return loss.view(index.shape if logits.ndim > 1 else ()) if reduction == "none" else loss
@@ -127,10 +176,12 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     Args:
         weight: (C,) factor of each class.
-        ignore_index, reduction, label_smoothing, stats: see `cross_entropy`.
+        ignore_index, reduction, label_smoothing, stats, gradient, expected_scale: see `cross_entropy`; the last may be
+            set anew at any time.
 
     Raises:
         TypeError: if `stats` is no `LossAccuracy`.
+        ValueError: if `gradient` is unknown.
 
     Example:
         >>> import torch
@@ -143,6 +194,9 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """
 
     stats: LossAccuracy | None
+    # Of the class too, for modules that were pickled before there was a choice.
+    gradient: Literal["backward", "forward"] = "backward"
+    expected_scale: float | Tensor = 1.0
 
     def __init__(
         self,
@@ -152,124 +206,40 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         stats: LossAccuracy | None = None,
+        gradient: Literal["backward", "forward"] = "backward",
+        expected_scale: float | Tensor = 1.0,
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
         check_metric(stats)
+        check_gradient(gradient, expected_scale, reduction)
         self.stats = stats
+        self.gradient = gradient
+        self.expected_scale = expected_scale
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """See `cross_entropy`."""
         return cross_entropy(
-            logits, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing, self.stats
-        )
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Saves the logits themselves and one number a row."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        label_smoothing: float,
-        into: LossAccuracy | Tally | None,
-    ) -> Tensor:
-        row_loss, row_lse = _read(logits, target, weight, ignore_index, label_smoothing, into)
-        ctx.set_materialize_grads(False)
-        ctx.arguments = ignore_index, label_smoothing
-        mean_of = denominator(target, weight, ignore_index) if reduction == "mean" else None
-        ctx.save_for_backward(logits, target, weight, row_lse, mean_of)
-        if reduction == "none":
-            return row_loss
-        total = _sum(row_loss)
-        return (total if mean_of is None else total / mean_of).to(row_loss.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None or not ctx.needs_input_grad[0]:
-            return (None,) * 7
-        logits, target, weight, row_lse, mean_of = ctx.saved_tensors
-        # The gradient of a sum over rows is one number with stride 0, and kernels read numbers side by side.
-        row_scale = (grad if mean_of is None else grad / mean_of).to(row_lse.dtype).contiguous()
-        found = _Gradient.apply(logits, row_scale, target, weight, row_lse, *ctx.arguments)
-        return found, *(None,) * 6
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise NotImplementedError(
-            "Expected `cross_entropy` of lightning_lossacc to be differentiated backwards, but got forward-mode "
-            "differentiation; use torch.nn.functional.cross_entropy, or torch.func.jvp."
-        )
-
-
-class _Gradient(torch.autograd.Function):
-    """A node of its own, so that a second derivative meets a clear sentence, and only if one is asked for."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        row_scale: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        row_lse: Tensor,
-        ignore_index: int,
-        label_smoothing: float,
-    ) -> Tensor:
-        return kernels.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "Expected the gradient of `cross_entropy` of lightning_lossacc to be differentiated no further, but got a "
-            "second derivative; use torch.nn.functional.cross_entropy for this loss."
-        )
-
-
-def _read(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    into: LossAccuracy | Tally | None,
-) -> tuple[Tensor, Tensor]:
-    """One pass over the logits; what cannot be counted for a listener costs the program nothing but time."""
-    arguments = logits, target, weight, ignore_index, label_smoothing
-    if into is None:
-        return kernels.loss_forward(*arguments)
-    try:
-        found = kernels.loss_forward(*arguments, into.counts, into.sums, into.layout)
-    except Exception as error:
-        if not isinstance(into, Tally):
-            raise
-        into.error = error
-        return kernels.loss_forward(*arguments)
-    if isinstance(into, Tally):
-        into.filled = True
-    return found
-
-
-def _sum(rows: Tensor) -> Tensor:
-    # A sum of float32 row losses would be the largest error of the mean; MPS knows no float64.
-    return rows.sum(dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
+            logits, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing, self.stats,
+            gradient=self.gradient, expected_scale=self.expected_scale,
+        )  # fmt: skip
 
 
 def _is_for_torch(logits: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     """Whether PyTorch's own function computes the loss: what it alone can, or what a compiler fuses by itself."""
-    tensors = [tensor for tensor in (logits, target, weight) if tensor is not None]
     return (
         torch.compiler.is_compiling()
         or logits.shape == target.shape
         or logits.ndim == 0
         or logits.shape[0 if logits.ndim == 1 else 1] < 2
         or logits.device.type == "meta"
-        or any(type(tensor) not in _PLAIN or _is_of_functorch(tensor) for tensor in tensors)
+        or _is_special(logits)
+        or _is_special(target)
+        or (weight is not None and _is_special(weight))
     )
+
+
+def _is_special(tensor: Tensor) -> bool:
+    return type(tensor) not in _PLAIN or is_of_functorch(tensor)
 
 
 def _by_torch(
@@ -293,9 +263,7 @@ def _by_torch(
     )
     if stats is not None:
         for tensor in (logits, target):
-            if not torch.compiler.is_compiling() and (
-                _is_of_functorch(tensor) or is_traceable_wrapper_subclass(tensor)
-            ):
+            if not torch.compiler.is_compiling() and (is_of_functorch(tensor) or is_traceable_wrapper_subclass(tensor)):
                 raise RuntimeError(
                     f"Expected plain tensors with `stats`, but got a {type(tensor).__name__} or one of torch.func; "
                     "call without `stats` there."
@@ -312,7 +280,3 @@ def _note_update(stats: LossAccuracy) -> None:
     if not torch.compiler.is_compiling() or stats._update_count == 0:
         stats._update_count += 1
     stats._computed = None
-
-
-def _is_of_functorch(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lossacc.metrics import LossAccuracy
 
 REDUCTIONS = ("mean", "sum", "none")
+GRADIENTS = ("backward", "forward")
 
 
 def is_index(target: Tensor) -> bool:
@@ -36,16 +37,39 @@ def check_options(
         raise NotImplementedError(f"Expected `logits` to hold floating-point numbers, but got {logits.dtype}.")
 
 
+def check_gradient(gradient: Any, expected_scale: Any, reduction: str, device: torch.device | None = None) -> None:
+    if gradient not in GRADIENTS:
+        raise ValueError(f"Expected `gradient` to be one of {', '.join(GRADIENTS)}, but got {gradient!r}.")
+    if gradient == "backward":
+        return
+    if reduction == "none":
+        raise ValueError(
+            "Expected `reduction` to be 'mean' or 'sum' with `gradient='forward'`, but got 'none'; what arrives at the "
+            "losses of single rows is known in the backward pass alone."
+        )
+    if isinstance(expected_scale, Tensor):
+        if expected_scale.numel() != 1 or device not in (None, expected_scale.device):
+            raise ValueError(
+                f"Expected `expected_scale` to be a number or a tensor of one on the device of `logits`, {device}, but "
+                f"got shape {tuple(expected_scale.shape)} on {expected_scale.device}."
+            )
+    elif isinstance(expected_scale, bool) or not isinstance(expected_scale, (int, float)):
+        raise TypeError(f"Expected `expected_scale` to be a number or a tensor, but got {expected_scale!r}.")
+
+
 def check_shapes(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:
     shape, num_classes = tuple(logits.shape), logits.shape[0 if logits.ndim == 1 else 1]
-    found = f"but got {tuple(target.shape)} for `logits` of shape {shape}"
+
+    def found() -> str:  # written only if it is read
+        return f"but got {tuple(target.shape)} for `logits` of shape {shape}"
+
     if logits.ndim == 1:
         if target.numel() != 1 or target.ndim > 1:
-            raise ValueError(f"Expected `target` to hold one class index, {found}.")
+            raise ValueError(f"Expected `target` to hold one class index, {found()}.")
     elif target.ndim == 0 or len(target) != len(logits):
-        raise ValueError(f"Expected `target` to have the batch size of `logits`, {found}.")
+        raise ValueError(f"Expected `target` to have the batch size of `logits`, {found()}.")
     elif target.shape != (shape[0], *shape[2:]):
-        raise RuntimeError(f"Expected `target` to have shape {(shape[0], *shape[2:])} or {shape}, {found}.")
+        raise RuntimeError(f"Expected `target` to have shape {(shape[0], *shape[2:])} or {shape}, {found()}.")
     if not is_index(target):
         raise RuntimeError(
             f"Expected `target` to hold class indices of an integer dtype, but got {target.dtype}; class probabilities "
@@ -65,27 +89,28 @@ def check_shapes(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:
             raise RuntimeError(
                 "Expected `weight` without a gradient, but got requires_grad=True; the loss has no derivative by it."
             )
-    devices = {tensor.device for tensor in (logits, target, weight) if tensor is not None}
-    if len(devices) > 1:
+    if logits.device != target.device or (weight is not None and logits.device != weight.device):
+        devices = {tensor.device for tensor in (logits, target, weight) if tensor is not None}
         raise RuntimeError(
             "Expected `logits`, `target` and `weight` to be on the same device, but got "
             f"{', '.join(sorted(map(str, devices)))}."
         )
 
 
-def check_range(index: Tensor, ignore_index: int, num_classes: int) -> None:
-    """Two extremes decide it for most batches."""
+def check_range(index: Tensor, ignore_index: int, num_classes: int) -> bool:
+    """Whether every target is a class that counts. Two extremes decide it for most batches."""
     if index.numel() == 0:
-        return
+        return False
     low, high = (int(extreme) for extreme in index.aminmax())
     if low >= 0 and high < num_classes:
-        return
+        return not low <= ignore_index <= high
     outside = index[((index < 0) | (index >= num_classes)) & (index != ignore_index)]
     if outside.numel():
         raise IndexError(
             f"Expected `target` to be within 0 ... {num_classes - 1} or `ignore_index`={ignore_index}, but got "
             f"{int(outside.flatten()[0])}."
         )
+    return False
 
 
 def check_metric(stats: Any) -> None:

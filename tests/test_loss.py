@@ -40,10 +40,10 @@ def evaluate(function: Any, logits: Tensor, target: Tensor, **arguments: Any) ->
     return loss.detach().double(), gradient.double()
 
 
-def assert_no_worse(logits: Tensor, target: Tensor, **arguments: Any) -> None:
+def assert_no_worse(logits: Tensor, target: Tensor, ours: Any = cross_entropy, **arguments: Any) -> None:
     """|ours - gold| <= |eager - gold| + eps; half precision is compared with PyTorch in float32, rounded at the end."""
     before = logits.clone()
-    found = evaluate(cross_entropy, logits, target, **arguments)
+    found = evaluate(ours, logits, target, **arguments)
     assert torch.equal(logits.nan_to_num(), before.nan_to_num()), "the caller's logits are never written to"
     half = logits.dtype in (torch.float16, torch.bfloat16)
     wide = {key: value.double() if isinstance(value, Tensor) else value for key, value in arguments.items()}
@@ -52,12 +52,12 @@ def assert_no_worse(logits: Tensor, target: Tensor, **arguments: Any) -> None:
     eager = evaluate(F.cross_entropy, logits.float() if half else logits, target, **narrow)
     if half:
         eager = eager[0], eager[1].to(logits.dtype).double()
-    for ours, theirs, true, eps in zip(found, eager, gold, (LOSS_EPS, GRAD_EPS), strict=True):
-        assert torch.equal(ours.isnan(), true.isnan()) and torch.equal(ours.isinf(), true.isinf())
+    for mine, theirs, true, eps in zip(found, eager, gold, (LOSS_EPS, GRAD_EPS), strict=True):
+        assert torch.equal(mine.isnan(), true.isnan()) and torch.equal(mine.isinf(), true.isinf())
         finite = true.isfinite()
-        ours, theirs, true = ours[finite], theirs[finite], true[finite]
+        mine, theirs, true = mine[finite], theirs[finite], true[finite]
         allowed = eps[logits.dtype] * max(1.0, float(true.abs().max())) if true.numel() else 0.0
-        assert ((ours - true).abs() <= (theirs - true).abs() + allowed).all()
+        assert ((mine - true).abs() <= (theirs - true).abs() + allowed).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

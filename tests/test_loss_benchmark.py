@@ -18,14 +18,16 @@ def test_bench_loss(tmp_path: Path) -> None:
     rows, summary, output = run("loss", tmp_path, "--cases", "2000x1000", "2x7x30x40", "64x100:bfloat16")
     check(rows, summary, "loss")
     found = {(tuple(row["shape"]), row["provider"]): row for row in rows if row["table"] == "loss"}
-    providers = ["cross_entropy", "cross_entropy + update", "ours", "ours, stats"]
+    providers = ["cross_entropy", "cross_entropy + update", "ours", "ours, stats", "ours, forward",
+                 "ours, forward, stats"]  # fmt: skip
     assert list(found) == [(shape, name) for shape in ((2000, 1000), (2, 7, 30, 40), (64, 100)) for name in providers]
     assert all(row["median"] > 0 for row in found.values())
     large = {name: found[(2000, 1000), name]["peak_of_logits"] for name in providers}
     assert large["cross_entropy"] == pytest.approx(3, abs=0.05)
     # The gradient, and buffers of at most two chunks of 2 MB beside logits of 8 MB.
-    assert 1 <= large["ours"] <= 1.6 and large["ours, stats"] < large["cross_entropy"]
-    assert "peak / logits" in output and len(summary["targets"]) == 3
+    assert all(1 <= large[name] <= 1.6 for name in ("ours", "ours, forward"))
+    assert all(large[name] < large["cross_entropy"] for name in ("ours, stats", "ours, forward, stats"))
+    assert "peak / logits" in output and len(summary["targets"]) == 5
 
 
 def test_a_wrong_gradient_is_no_comparison(scripts: Any) -> None:
@@ -34,9 +36,10 @@ def test_a_wrong_gradient_is_no_comparison(scripts: Any) -> None:
     logits, target = bench.classifier_logits(case)
     timed, _ = bench.operations(case, logits, target)
     assert bench.agreement(case, logits, target, timed)["gradient"] < 1e-6
-    wrong = {**timed, "ours": lambda: 1.01 * timed["ours"]()}
-    with pytest.raises(RuntimeError, match="the same loss and gradient"):
-        bench.agreement(case, logits, target, wrong)
+    for name in ("ours", "ours, forward"):
+        wrong = {**timed, name: lambda name=name: 1.01 * timed[name]()}
+        with pytest.raises(RuntimeError, match="the same loss and gradient"):
+            bench.agreement(case, logits, target, wrong)
 
 
 def test_peak_is_the_largest_sum_of_what_lives(scripts: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +276,10 @@ def test_a_fault_of_counting_leaves_the_loss_as_it_is(fault: str, monkeypatch: p
 class Fused(Plain):
     """The same network with our loss, which may fill a metric of the module as well."""
 
-    def __init__(self, stats: bool = False, **options: Any) -> None:
+    def __init__(self, stats: bool = False, gradient: Any = "backward", **options: Any) -> None:
         super().__init__(**options)
         metric = LossAccuracy(num_classes=NUM_CLASSES, temperatures=()) if stats else None
-        self.criterion = CrossEntropyLoss(stats=metric)
+        self.criterion = CrossEntropyLoss(stats=metric, gradient=gradient)
 
     def loss(self, stage: str, batch: Any) -> Tensor:
         logits = self.net(batch[0])
@@ -292,10 +293,12 @@ def fitted(make: Callable[[], Plain], path: Path, *callbacks: Any) -> Plain:
     return module
 
 
-def test_training_is_bitwise_the_same_and_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gradient", ["backward", "forward"])
+def test_training_is_bitwise_the_same_and_measured(gradient: str, tmp_path: Path) -> None:
     """With and without the monitor; all rows of both stages are there, and they are those of PyTorch's loss."""
     watch, reference = monitor(dirpath=tmp_path), monitor()
-    without, with_us = fitted(Fused, tmp_path), fitted(Fused, tmp_path, watch)
+    make = partial(Fused, gradient=gradient)
+    without, with_us = fitted(make, tmp_path), fitted(make, tmp_path, watch)
     assert_identical(everything(without), everything(with_us))
     fitted(Plain, tmp_path, reference)
     for stage, rows in (("train", 41), ("val", 17)):

@@ -26,7 +26,9 @@ __all__ = [
     "item_values",
     "loss_backward",
     "loss_forward",
+    "loss_with_gradient",
     "precompile",
+    "renew_gradient",
     "row_statistics",
 ]
 
@@ -98,8 +100,59 @@ def loss_forward(
     if choose(logits, layout, backend).name == "triton":
         from lightning_lossacc.kernels import launch
 
-        return launch.loss_rows(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)
+        return launch.loss_rows(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)[:2]
     return loss_reference.loss_forward(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)
+
+
+def loss_with_gradient(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_scale: Tensor,
+    counts: Tensor | None = None,
+    sums: Tensor | None = None,
+    layout: Layout | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`loss_forward`, and the gradient of a total whose derivative by every row's loss is `row_scale`, () float.
+
+    There is no gradient where it is better made in the backward pass: few rows that are split over programs, and
+    devices where plain PyTorch runs and the host would have to wait in order to compare scales.
+    """
+    arguments = logits, target, weight, ignore_index, label_smoothing
+    if choose(logits, layout, backend).name == "triton":
+        from lightning_lossacc.kernels import launch
+
+        return launch.loss_rows(*arguments, counts, sums, layout, row_scale)
+    if logits.device.type != "cpu":
+        return *loss_reference.loss_forward(*arguments, counts, sums, layout), None
+    return loss_reference.loss_with_gradient(*arguments, row_scale, counts, sums, layout)
+
+
+def renew_gradient(
+    gradient: Tensor,
+    made_scale: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_lse: Tensor,
+    row_scale: Tensor,
+) -> None:
+    """Makes the gradient of `loss_with_gradient` anew, in place, where `row_scale` is not its `made_scale`.
+
+    From the logits: a half-precision gradient that was rounded, or lost, at another scale is not repaired by scaling.
+    """
+    arguments = logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale
+    if row_lse.ndim == 2:
+        from lightning_lossacc.kernels import launch_gradient
+
+        launch_gradient.renew_gradient(gradient, made_scale, *arguments)
+    elif not torch.equal(row_scale, made_scale):
+        loss_reference.loss_backward(*arguments, gradient)
 
 
 def loss_backward(
@@ -115,9 +168,9 @@ def loss_backward(
     """Gradient of a total by the logits; arguments as in `loss_reference.loss_backward`."""
     # Two numbers a row come from Triton's forward pass; a layout may have ruled it out there and not here.
     if row_lse.ndim == 2 and choose(logits, None, backend).name == "triton":
-        from lightning_lossacc.kernels import launch
+        from lightning_lossacc.kernels import launch_gradient
 
-        return launch.loss_gradient(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
+        return launch_gradient.loss_gradient(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
     return loss_reference.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
 
 

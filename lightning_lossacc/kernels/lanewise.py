@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightning_lossacc.kernels.gradient import write_lanes
 from lightning_lossacc.kernels.tally import (
     LN_2,
     LOWEST,
@@ -82,6 +83,7 @@ def lane_kernel(
     ONE_ITEM: tl.constexpr, ITEM_SIZE: tl.constexpr, COUNT_HALF: tl.constexpr, COUNT_CELLS: tl.constexpr,
     COUNT_MARGIN: tl.constexpr, COUNT_CLASS: tl.constexpr, SUM_CELLS: tl.constexpr, SUM_CLASS: tl.constexpr,
     SUM_GRID: tl.constexpr,
+    GRADIENT: tl.constexpr = False, row_scale=None, gradient=None, item_step=0, row_step=0, class_step=0,
 ):  # fmt: skip
     """Adds a tile of `ROWS` rows; arguments as `rowwise.row_kernel`."""
     T: tl.constexpr = len(GRID)
@@ -169,6 +171,12 @@ def lane_kernel(
         tl.store(row_lse + row, tl.where(considered, maximum, 0.0), mask=inside)
         tl.store(row_lse + num_rows + row, tl.where(considered, log2_total, 0.0), mask=inside)
         tl.store(row_loss + row, loss, mask=inside)
+    if GRADIENT:
+        write_lanes(
+            start, class_stride, kept, gradient + item * item_step + within * row_step, class_step, weight, truth,
+            considered, ignored, inside, maximum, log2_total, tl.load(row_scale), smoothing, smoothing_weight, C,
+            WEIGHTED, SMOOTH, KEEP,
+        )  # fmt: skip
     if STATS:
         margin = own - other
         tie = valid & (margin == 0)

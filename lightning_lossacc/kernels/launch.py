@@ -11,7 +11,6 @@ import torch
 import triton
 from torch import Tensor
 
-from lightning_lossacc.kernels.gradient import lane_gradient, row_gradient
 from lightning_lossacc.kernels.lanewise import item_kernel, lane_kernel
 from lightning_lossacc.kernels.occupancy import SPLIT, aligned, is_split, remember, row_programs, row_shape, row_split
 from lightning_lossacc.kernels.plan import plan_of
@@ -26,7 +25,6 @@ LONG_ITEM = 64
 LANE_ROWS = 64
 LANE_WARPS = 1
 ITEMS_AT_ONCE = 256
-GRADIENT_BLOCK = 4096
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What a launch without statistics, or without a loss, leaves unused.
 NO_LAYOUT = Layout(num_classes=2, temperatures=(), per_class=False)
@@ -111,7 +109,7 @@ def _recipe(logits: Tensor, layout: Layout, step: int) -> Recipe:
         whole = _lane_constants(num_classes, False, False)
         kernel = lane_kernel
     ignore = 0 if ignore_index is None else ignore_index
-    return Recipe(kernel, shared | whole | _options(), _edges(logits.device), ignore, block)
+    return Recipe(kernel, shared | whole | options(), _edges(logits.device), ignore, block)
 
 
 def _row_constants(num_classes: int, element_size: int, split: int, *strides: int) -> dict[str, Any]:
@@ -136,70 +134,24 @@ def loss_rows(
     counts: Tensor | None,
     sums: Tensor | None,
     layout: Layout | None,
-) -> tuple[Tensor, Tensor]:
-    """Loss of every row, (I * R,) float32, and its log-sum-exp in two parts, (2, I * R); see `rowwise.row_kernel`.
+    row_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss of every row, (I * R,) float32, its log-sum-exp in two parts, (2, I * R), and the gradient.
 
-    With a `layout` its vectors are filled as well.
+    With a `layout` its vectors are filled as well. See `rowwise.row_kernel`.
 
     Args:
         logits, target, counts, sums: as in `statistics`.
         weight: (C,) of a float dtype, or None.
         ignore_index: rows with this target have loss 0.
         label_smoothing: e in [0, 1].
+        row_scale: what the gradient of every row is scaled by, () float32; None for no gradient. Rows that are split
+            over programs get none either, since no program knows the whole of one before it has read its part.
     """
-    return _launch(logits, target, counts, sums, layout, weight, ignore_index, label_smoothing, True)
+    return _launch(logits, target, counts, sums, layout, weight, ignore_index, label_smoothing, True, None, row_scale)
 
 
-def loss_gradient(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    row_lse: Tensor,
-    row_scale: Tensor,
-) -> Tensor:
-    """Gradient of the cross-entropy by the logits, of their shape and dtype; see `gradient`.
-
-    Args:
-        logits, target, weight, ignore_index, label_smoothing: as in `loss_rows`.
-        row_lse: (2, I * R) float32, from `loss_rows`.
-        row_scale: incoming gradient of each row's loss, (I * R,) float32, or one for all rows, ().
-    """
-    items, num_classes, rows_per_item = logits.shape
-    num_rows = items * rows_per_item
-    gradient = torch.empty_like(logits)
-    if gradient.numel() == 0:
-        return gradient
-    weights = logits if weight is None else _with_sum(weight)
-    tensors = (logits, target, weights, row_lse, row_scale.float().contiguous(), gradient)
-    item_stride, class_stride, row_stride = logits.stride()
-    numbers = (ignore_index, float(label_smoothing), float(label_smoothing) / num_classes)
-    shared = dict(
-        C=num_classes, HAS_IGNORE=True, WEIGHTED=weight is not None, SMOOTH=label_smoothing > 0,
-        SHARED_SCALE=row_scale.ndim == 0, **_options(),
-    )  # fmt: skip
-    with torch.cuda.device(logits.device) if logits.device.type == "cuda" else contextlib.nullcontext():
-        item_step, class_step, row_step = gradient.stride()
-        if num_classes > FEW_CLASSES and class_stride == 1 and class_step == 1:
-            block = min(GRADIENT_BLOCK, triton.next_power_of_2(num_classes))
-            parts = -(-num_classes // block)
-            row_gradient[(num_rows * parts,)](
-                *tensors, num_rows, rows_per_item, item_stride, row_stride, *target.stride(), item_step,
-                row_step, *numbers,
-                BLOCK=block, PARTS=parts, num_warps=4, **shared,
-                ALIGNED=aligned(item_stride, row_stride, item_step, row_step, element_size=logits.element_size()),
-            )  # fmt: skip
-        else:
-            rows = 128
-            lane_gradient[(-(-num_rows // rows),)](
-                *tensors, num_rows, rows_per_item, item_stride, row_stride, class_stride, *target.stride(),
-                item_step, row_step, class_step, *numbers, ROWS=rows, num_warps=4, **shared,
-            )  # fmt: skip
-    return gradient
-
-
-def _with_sum(weight: Tensor) -> Tensor:
+def with_sum(weight: Tensor) -> Tensor:
     """(C + 1,) float32: the weights and, behind them, their sum."""
     weight = weight.float()
     return torch.cat((weight, weight.sum().reshape(1)))
@@ -216,6 +168,7 @@ def _launch(
     smoothing: float,
     with_loss: bool,
     split: int | None = None,
+    row_scale: Tensor | None = None,
 ) -> Any:
     items, columns, rows_per_item = logits.shape
     num_rows = items * rows_per_item
@@ -227,13 +180,19 @@ def _launch(
     # rows, so that kernels were compiled anew for odd ones.
     row_loss = torch.empty(num_rows, dtype=torch.float32, device=device) if with_loss else None
     row_lse = torch.empty(2, num_rows, dtype=torch.float32, device=device) if with_loss else None
+    by_row = num_classes > FEW_CLASSES and logits.stride(1) == 1
+    if by_row and split is None:
+        split = row_split(num_rows, num_classes, row_shape(num_classes, logits.element_size())[1], device)
+    gradient = None if row_scale is None or (by_row and split > 1) else torch.empty_like(logits)
+    if by_row and gradient is not None and gradient.stride(1) != 1:
+        gradient = None  # of expanded logits, say; another kernel would sum the loss in another order
     if num_rows == 0:
-        return row_loss, row_lse
+        return row_loss, row_lse, gradient
     shared = constants(layout, ignore_index is not None, with_loss, weight is not None, smoothing > 0, num_classes)
     by_item = shared["STATS"] and rows_per_item > 1
     item_size = shared["ITEM_SIZE"]
     workspace = torch.zeros(items * (item_size + 1), dtype=torch.float64, device=device) if by_item else sums
-    weights = None if weight is None else _with_sum(weight)
+    weights = None if weight is None else with_sum(weight)
     row_stride = logits.stride(2) if rows_per_item > 1 else 0
     kept = (counts, sums, _edges(device), workspace)
     unused = logits
@@ -249,31 +208,47 @@ def _launch(
     ignore = 0 if ignore_index is None else ignore_index
     numbers = (ignore, float(smoothing), float(smoothing) / num_classes)
     shared = shared | {"BY_ITEM": by_item}
+    slopes = {} if gradient is None else _slopes(gradient, row_scale, by_row)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if num_classes > FEW_CLASSES and logits.stride(1) == 1:
-            _row_launch(tensors, num_rows, rows_per_item, strides, target_strides, numbers, shared, logits, split)
+        if by_row:
+            _row_launch(tensors, num_rows, rows_per_item, strides, target_strides, numbers, shared, logits, split,
+                        slopes)  # fmt: skip
         else:
             _lane_launch(tensors, num_rows, rows_per_item, (*strides, logits.stride(1)), target_strides, numbers,
-                         shared, columns == 1)  # fmt: skip
+                         shared, columns == 1, slopes)  # fmt: skip
         if by_item:
             item_kernel[(1,)](
                 workspace, counts, sums, items, ITEMS=ITEMS_AT_ONCE, ITEM_SIZE=item_size,
                 T=len(shared["GRID"]), COUNT_HALF=shared["COUNT_HALF"], SUM_GRID=shared["SUM_GRID"], num_warps=4,
-                **_options(),
+                **options(),
             )  # fmt: skip
-    return row_loss, row_lse
+    return row_loss, row_lse, gradient
+
+
+def _slopes(gradient: Tensor, row_scale: Tensor, by_row: bool) -> dict[str, Any]:
+    """What a kernel that writes the gradient as well is given beside."""
+    items, columns, rows_per_item = gradient.shape
+    item_step, class_step, row_step = gradient.stride()
+    given = {
+        "GRADIENT": True,
+        "row_scale": row_scale,
+        "gradient": gradient,
+        "item_step": item_step if items > 1 else columns * rows_per_item,
+        "row_step": row_step if rows_per_item > 1 else 0,
+    }
+    return given if by_row else given | {"class_step": class_step}
 
 
 def _row_launch(
     tensors: tuple[Tensor, ...], num_rows: int, rows_per_item: int, strides: tuple[int, int],
     target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], logits: Tensor,
-    split: int | None,
+    split: int, slopes: dict[str, Any],
 ) -> None:  # fmt: skip
     num_classes = shared["C"]
-    num_warps, block, _ = row_shape(num_classes, logits.element_size())
-    key = (logits.dtype, *shared.values())
+    num_warps = row_shape(num_classes, logits.element_size())[0]
+    key = (logits.dtype, bool(slopes), *shared.values())
+    steps = (slopes["item_step"], slopes["row_step"]) if slopes else ()
     most = row_programs(logits.device, num_warps, key)
-    split = row_split(num_rows, num_classes, block, logits.device) if split is None else split
     numbers_a_part = 5 + 2 * len(shared["BETAS"])
     if split > 1:
         parts = torch.zeros(num_rows * split * numbers_a_part, dtype=torch.float32, device=logits.device)
@@ -282,7 +257,7 @@ def _row_launch(
         parts = tickets = logits
     compiled = row_kernel[(min(num_rows * split, most),)](
         *tensors, parts, tickets, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        **_row_constants(num_classes, logits.element_size(), split, *strides), **shared, **_options(),
+        **_row_constants(num_classes, logits.element_size(), split, *strides, *steps), **shared, **slopes, **options(),
     )  # fmt: skip
     if split == 1:
         remember(logits.device, key, compiled, num_warps)
@@ -291,13 +266,14 @@ def _row_launch(
 def _lane_launch(
     tensors: tuple[Tensor, ...], num_rows: int, rows_per_item: int, strides: tuple[int, int, int],
     target_strides: tuple[int, int], numbers: tuple[int, float, float], shared: dict[str, Any], binary: bool,
+    slopes: dict[str, Any],
 ) -> None:  # fmt: skip
     one_item = shared["BY_ITEM"] and rows_per_item >= LONG_ITEM
     rows = LANE_ROWS
     tiles = num_rows // rows_per_item * -(-rows_per_item // rows) if one_item else -(-num_rows // rows)
     lane_kernel[(tiles,)](
         *tensors, num_rows, rows_per_item, *strides, *target_strides, *numbers,
-        **_lane_constants(shared["C"], binary, one_item), **shared, **_options(),
+        **_lane_constants(shared["C"], binary, one_item), **shared, **slopes, **options(),
     )  # fmt: skip
 
 
@@ -348,6 +324,6 @@ def _edges(device: torch.device) -> Tensor:
     return torch.tensor(margin_edges(), dtype=torch.float32, device=device)
 
 
-def _options() -> dict[str, Any]:
+def options() -> dict[str, Any]:
     # Multiply-add is fused on purpose; triton 3.10 no longer does so by itself.
     return {} if INTERPRETED else {"enable_fp_fusion": True}

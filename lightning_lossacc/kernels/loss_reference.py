@@ -8,8 +8,8 @@ log p_c = z_c - max z - log sum_j exp(z_j - max z):
 
 Ignored rows have loss 0 and gradient 0 whatever their logits, rows with any other target outside 0 ... C-1 have NaN
 for both. Rows are taken in chunks of about 2 MB that stay in the cache, so that nothing of size N x C is made but the
-gradient; nothing of that size is saved for the backward pass either, which computes the probabilities again. The
-caller's logits are never written to.
+gradient; nothing of that size is saved for the backward pass either, which computes the probabilities again, unless the
+forward pass was asked for the gradient. The caller's logits are never written to.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from lightning_lossacc.sums import Layout
 # Below this many contiguous classes a softmax over them fills no vector register: it is 5 to 20 times slower than over
 # the rows of a transposed copy (2 to 15 classes, AVX-512).
 FEW_CLASSES = 16
+# Fewer logits than this are not worth their copies.
+FEW_LOGITS = 2048
 
 
 def loss_forward(
@@ -55,29 +57,83 @@ def loss_forward(
         Row loss and log sum_j exp(z_j), (N,) each for N = I * R rows, float32 (float64 for float64 logits). The second
         means nothing in rows that are ignored or whose target has a logit that is not finite.
     """
+    return _forward(logits, target, weight, ignore_index, label_smoothing, None, counts, sums, layout)[:2]
+
+
+def loss_with_gradient(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    row_scale: Tensor,
+    counts: Tensor | None = None,
+    sums: Tensor | None = None,
+    layout: Layout | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss_forward` and `loss_backward` in one: a chunk of the gradient is made while its logits are in the cache."""
+    grad = torch.empty_like(logits)
+    loss, lse = _forward(logits, target, weight, ignore_index, label_smoothing, (row_scale, grad), counts, sums, layout)
+    return loss, lse, grad
+
+
+def _forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: tuple[Tensor, Tensor] | None,
+    counts: Tensor | None,
+    sums: Tensor | None,
+    layout: Layout | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and log-sum-exp of every row; writes the gradient if it is `wanted`: for a scale of all rows, into what."""
     rows = _Rows.of(logits, target, weight, ignore_index)
     items, num_classes, rows_per_item = logits.shape
     target_index = rows.index.view(items, 1, rows_per_item)
     target_logit = logits.gather(1, target_index).flatten().to(_wide(logits))  # (N,)
     nll = torch.empty_like(target_logit)
     spread = torch.empty_like(nll) if label_smoothing else None
+    slopes = None if wanted is None else _Slopes.of(rows, logits, weight, label_smoothing, wanted[0])
     if layout is not None:
         values = reference.row_values(logits, target, layout)
         reference.add_values(values, logits, target, counts, sums, layout)
         nll = values.nll
-    # The statistics know the NLL already, but no mean over the classes.
-    for cut in _cuts(logits) if layout is None or spread is not None else ():
-        log_p = cut.normalised(logits, torch.log_softmax)
-        if layout is None:
-            nll[cut.rows] = log_p.gather(cut.class_dim, cut.by_row(rows.index)).neg_().flatten()
-        if spread is not None:
-            if weight is not None:
-                log_p.mul_(cut.by_class(weight))
-            spread[cut.rows] = log_p.sum(cut.class_dim).neg_().flatten()
+    # The statistics know the NLL already, but no mean over the classes; probabilities know it as well, without one
+    # more exponential.
+    by_logarithm = spread is not None or (layout is None and slopes is None)
+    by_probability = layout is None and not by_logarithm
+    for cut in _cuts(logits) if by_logarithm or slopes is not None else ():
+        if by_logarithm:
+            log_p = cut.normalised(logits, torch.log_softmax)
+            if layout is None:
+                own_p = log_p.gather(cut.class_dim, cut.by_row(rows.index)).view(-1)
+                torch.neg(own_p, out=nll if cut.whole else nll[cut.rows])
+            if spread is not None:
+                if weight is not None:
+                    log_p.mul_(cut.by_class(weight))
+                spread[cut.rows] = log_p.sum(cut.class_dim).neg_().flatten()
+        if slopes is not None:
+            own_p = slopes.write(cut, logits, wanted[1], by_probability)
+            if own_p is not None:
+                torch.neg(own_p.log_().view(-1), out=nll if cut.whole else nll[cut.rows])
+    if by_probability:
+        _mend(nll, logits, rows.index)
     loss = rows.weighted(nll)
     if spread is not None:
         loss = loss * (1 - label_smoothing) + spread * (label_smoothing / num_classes)
     return rows.blank(loss), target_logit + nll
+
+
+def _mend(nll: Tensor, logits: Tensor, index: Tensor) -> None:
+    """Anew where a probability below the smallest normal number has lost digits, or everything."""
+    hopeless = (nll > -math.log(torch.finfo(nll.dtype).tiny)).nonzero().flatten()
+    if hopeless.numel():
+        rows_per_item = logits.shape[2]
+        chosen = logits[hopeless // rows_per_item, :, hopeless % rows_per_item].to(nll.dtype)
+        log_p = torch.log_softmax(chosen, 1)
+        nll[hopeless] = log_p.gather(1, index[hopeless, None]).neg_().squeeze(1)
 
 
 def loss_backward(
@@ -88,40 +144,23 @@ def loss_backward(
     label_smoothing: float,
     row_lse: Tensor,
     row_scale: Tensor,
+    grad: Tensor | None = None,
 ) -> Tensor:
-    """Gradient of a total by the logits, a new tensor of their shape and dtype.
+    """Gradient of a total by the logits, a tensor of their shape and dtype.
 
     Args:
         logits, target, weight, ignore_index, label_smoothing: as given to `loss_forward`.
         row_lse: what it returned; not read here, since a softmax in the cache costs less than what would use it, and is
             exact for logits with a large common offset.
         row_scale: derivative of the total by the row losses, (N,) or one number for all.
+        grad: what is written; None for a new tensor.
     """
     del row_lse
     rows = _Rows.of(logits, target, weight, ignore_index)
-    scale = row_scale.to(_wide(logits)).expand(len(rows.index))
-    own = rows.blank(rows.weighted(scale * (1 - label_smoothing) if label_smoothing else scale))  # (N,)
-    factor, spread = own, None
-    if label_smoothing:
-        spread = rows.blank(scale * (label_smoothing / logits.shape[1]))
-        factor = own + spread * (logits.shape[1] if weight is None else weight.to(own.dtype).sum())
-    grad = torch.empty_like(logits)
+    slopes = _Slopes.of(rows, logits, weight, label_smoothing, row_scale)
+    grad = torch.empty_like(logits) if grad is None else grad
     for cut in _cuts(logits):
-        place = cut.of(grad)
-        direct = place.dtype == own.dtype and place.is_contiguous()
-        # Everything is added up in float32 and stored once: p_y rounded to half precision before own is taken off
-        # would be wrong by a multiple of what is left.
-        part = cut.normalised(logits, torch.softmax, place if direct else None)
-        part.mul_(cut.by_row(factor))
-        if spread is not None:
-            part.addcmul_(cut.by_row(spread), cut.by_class(own.new_ones(1) if weight is None else weight), value=-1)
-        part.scatter_add_(cut.class_dim, cut.by_row(rows.index), cut.by_row(own).neg())
-        if rows.left_out is not None:
-            # A row's zero must not become NaN by logits that are not finite.
-            part.masked_fill_(cut.by_row(rows.left_out), 0)
-            part.masked_fill_(cut.by_row(rows.invalid), math.nan)
-        if not direct:
-            place.copy_(part)
+        slopes.write(cut, logits, grad)
     return grad
 
 
@@ -177,56 +216,126 @@ class _Rows(NamedTuple):
         return torch.where(self.left_out, 0, values).masked_fill_(self.invalid, math.nan)
 
 
+class _Slopes(NamedTuple):
+    """What makes a gradient of probabilities, in N rows."""
+
+    rows: _Rows
+    own: Tensor  # (N,) what the target's class gets less
+    factor: Tensor  # (N,) of the probabilities
+    spread: Tensor | None  # (N,) what every class gets less, times its weight
+    weight: Tensor | None
+
+    @classmethod
+    def of(
+        cls, rows: _Rows, logits: Tensor, weight: Tensor | None, label_smoothing: float, row_scale: Tensor
+    ) -> _Slopes:
+        scale = row_scale.to(_wide(logits)).expand(len(rows.index))
+        own = rows.blank(rows.weighted(scale * (1 - label_smoothing) if label_smoothing else scale))
+        factor, spread = own, None
+        if label_smoothing:
+            spread = rows.blank(scale * (label_smoothing / logits.shape[1]))
+            factor = own + spread * (logits.shape[1] if weight is None else weight.to(own.dtype).sum())
+        return cls(rows, own, factor, spread, weight)
+
+    def write(self, cut: _Cut, logits: Tensor, grad: Tensor, want_own: bool = False) -> Tensor | None:
+        """The gradient of some rows; the probabilities of their targets if they are wanted."""
+        place = cut.of(grad)
+        direct = place.dtype == self.own.dtype and place.is_contiguous()
+        # Everything is added up in float32 and stored once: p_y rounded to half precision before own is taken off
+        # would be wrong by a multiple of what is left.
+        part = cut.normalised(logits, torch.softmax, place if direct else None)
+        index = cut.by_row(self.rows.index)
+        own_p = part.gather(cut.class_dim, index) if want_own else None
+        part.mul_(cut.by_row(self.factor))
+        if self.spread is not None:
+            ones = self.own.new_ones(1) if self.weight is None else self.weight
+            part.addcmul_(cut.by_row(self.spread), cut.by_class(ones), value=-1)
+        part.scatter_add_(cut.class_dim, index, cut.by_row(self.own).neg())
+        if self.rows.left_out is not None:
+            # A row's zero must not become NaN by logits that are not finite.
+            part.masked_fill_(cut.by_row(self.rows.left_out), 0)
+            part.masked_fill_(cut.by_row(self.rows.invalid), math.nan)
+        if not direct:
+            place.copy_(part)
+        return own_p
+
+
 class _Cut(NamedTuple):
     """Some rows with all their classes, and how they are best laid out."""
 
     items: slice
     places: slice  # rows within an item
     rows: slice  # the same, counted through all items
+    whole: bool  # whether they are all rows; then nothing need be sliced, which is what small batches cost
     class_dim: int  # dimension of the classes in `of`
-    buffers: tuple[Tensor, Tensor]  # flat, reused from cut to cut
+    buffers: _Buffers
 
     def of(self, logits: Tensor) -> Tensor:
         """A view of logits (I, C, R) or of their gradient: (C, i, r), (i, C, r) or (i, r, C)."""
-        return logits[self.items, :, self.places].movedim(1, self.class_dim)
+        part = logits if self.whole else logits[self.items, :, self.places]
+        return part if self.class_dim == 1 else part.movedim(1, self.class_dim)
 
     def by_row(self, values: Tensor) -> Tensor:
         """Values of rows (N,) beside the classes."""
-        items = self.items.stop - self.items.start
-        return values[self.rows].view(items, -1).unsqueeze(self.class_dim)
+        part = values if self.whole else values[self.rows]
+        shape = [self.items.stop - self.items.start, self.places.stop - self.places.start]
+        shape.insert(self.class_dim, 1)
+        return part.view(shape)
 
     def by_class(self, values: Tensor) -> Tensor:
         """Values of classes (C,) beside the rows."""
-        return values.to(self.buffers[0].dtype).view(-1, *[1] * (2 - self.class_dim))
+        return values.to(self.buffers.dtype).view(-1, *[1] * (2 - self.class_dim))
 
     def normalised(self, logits: Tensor, softmax: object, out: Tensor | None = None) -> Tensor:
         """Probabilities or their logarithms, in `out` or in a buffer."""
         source = self.of(logits)
-        copy, result = (buffer[: source.numel()].view(source.shape) for buffer in self.buffers)
-        if source.dtype != copy.dtype or not source.is_contiguous():
-            source = copy.copy_(source)
-        return softmax(source, self.class_dim, out=result if out is None else out)
+        if source.dtype != self.buffers.dtype or not source.is_contiguous():
+            source = self.buffers.like(source, 0).copy_(source)
+        return softmax(source, self.class_dim, out=self.buffers.like(source, 1) if out is None else out)
+
+
+class _Buffers:
+    """Two flat tensors that are made when they are needed, and reused from cut to cut."""
+
+    __slots__ = ("_kept", "_size", "dtype")
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self._kept: list[Tensor | None] = [None, None]
+        self._size = size
+        self.dtype = dtype
+
+    def like(self, source: Tensor, which: int) -> Tensor:
+        kept = self._kept[which]
+        if kept is None:
+            kept = self._kept[which] = torch.empty(self._size, dtype=self.dtype, device=source.device)
+        numbers = source.numel()
+        return (kept if numbers == self._size else kept[:numbers]).view(source.shape)
 
 
 def _cuts(logits: Tensor) -> Iterator[_Cut]:
     """Cuts logits (I, C, R) into chunks: whole items, or a part of one."""
     items, classes, rows_per_item = logits.shape
-    if logits.numel() == 0:
+    size = logits.numel()
+    if size == 0:
         return
     wide = _wide(logits)
     most = max(1, CHUNK_BYTES // (classes * wide.itemsize))
     classes_last = rows_per_item == 1 or logits.stride(1) < logits.stride(2)
-    class_dim = 1 if not classes_last else 0 if classes < FEW_CLASSES else 2
+    transposed = classes < FEW_CLASSES and size >= FEW_LOGITS
+    class_dim = 1 if not classes_last else 0 if transposed else 2
+    if items * rows_per_item <= most:
+        rows = slice(0, items * rows_per_item)
+        yield _Cut(slice(0, items), slice(0, rows_per_item), rows, True, class_dim, _Buffers(size, wide))
+        return
     group, length = max(1, most // rows_per_item), min(most, rows_per_item)
-    size = min(group, items) * length * classes
-    buffers = torch.empty(size, dtype=wide, device=logits.device), torch.empty(size, dtype=wide, device=logits.device)
+    buffers = _Buffers(min(group, items) * length * classes, wide)
     for item in range(0, items, group):
         last = min(item + group, items)
         for first in range(0, rows_per_item, length):
             end = min(first + length, rows_per_item)
             start = item * rows_per_item + first
             rows = slice(start, start + (last - item) * (end - first))
-            yield _Cut(slice(item, last), slice(first, end), rows, class_dim, buffers)
+            yield _Cut(slice(item, last), slice(first, end), rows, False, class_dim, buffers)
 
 
 def _wide(logits: Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightning_lossacc.kernels.gradient import write_row
 from lightning_lossacc.kernels.tally import (
     LN_2,
     LOWEST,
@@ -120,15 +121,8 @@ def exchange(
         all_firsts = all_firsts + (tl.load(begin + 6 + 2 * k, mask=there, other=0.0, cache_modifier=".cg"),)
     tops = tl.where(there, tops, tl.max(tops, 0))
     other, maximum, rank, totals, firsts = combine(
-        others,
-        tops,
-        ranks,
-        all_totals,
-        all_firsts,
-        BETAS,
-        SOURCE,
-        FIRSTS,
-    )
+        others, tops, ranks, all_totals, all_firsts, BETAS, SOURCE, FIRSTS
+    )  # fmt: skip
     winner = tl.min(tl.where(others == other, winners, NEVER), 0)
     return other, maximum, rank, totals, firsts, winner, tl.sum(spreads, 0), arrived == SPLIT - 1
 
@@ -146,6 +140,7 @@ def row_kernel(
     TOP_K: tl.constexpr, NUM_BINS: tl.constexpr, PER_CLASS: tl.constexpr, BY_ITEM: tl.constexpr,
     ITEM_SIZE: tl.constexpr, COUNT_HALF: tl.constexpr, COUNT_CELLS: tl.constexpr, COUNT_MARGIN: tl.constexpr,
     COUNT_CLASS: tl.constexpr, SUM_CELLS: tl.constexpr, SUM_CLASS: tl.constexpr, SUM_GRID: tl.constexpr,
+    GRADIENT: tl.constexpr = False, row_scale=None, gradient=None, item_step=0, row_step=0,
 ):  # fmt: skip
     """Adds the rows of a batch to `counts` and `sums`; with `LOSS` stores each row's loss and log-sum-exp.
 
@@ -157,6 +152,8 @@ def row_kernel(
         weight: (C + 1,) float32 where `WEIGHTED`, the sum behind the weights.
         parts, tickets: (num_rows, SPLIT, K) float32, and (num_rows,) int32 zeros, where `SPLIT` > 1.
         smoothing, smoothing_weight: label smoothing e, and e / C.
+        row_scale, gradient, item_step, row_step: as in `gradient`, one scale for all rows; where `GRADIENT`, with
+            `LOSS` and without `SPLIT`.
     """
     T: tl.constexpr = len(GRID)
     GRID_SIZE: tl.constexpr = 2 * triton.next_power_of_2(T) if T > 0 else 2
@@ -226,7 +223,12 @@ def row_kernel(
                         # Here alone an equal logit counts by its place; the target itself never beats itself.
                         earlier = (flat == own) & (place < truth)
                         beats += lane_reduce_sum(tl.reshape(earlier.to(tl.int32), [A, LANES, VEC]))
-                    flat = tl.where(place == truth, float("-inf"), flat)
+                    if GRADIENT and not STATS and BLOCK < C and C % VEC == 0:
+                        # Read again: without a load in here LLVM does this in every block, at twice the instructions.
+                        others = (place < C) & (place != truth)
+                        flat = tl.load(start + place, mask=others, other=float("-inf")).to(tl.float32)
+                    else:
+                        flat = tl.where(place == truth, float("-inf"), flat)
                     threshold = own
                 else:
                     threshold = tl.where(truth < begin, own, lower)
@@ -235,15 +237,8 @@ def row_kernel(
                     BETAS, SOURCE, FIRSTS, RANK, STATS,
                 )  # fmt: skip
             other, maximum, rank, totals, firsts = combine(
-                highest,
-                top,
-                beats,
-                totals,
-                firsts,
-                BETAS,
-                SOURCE,
-                FIRSTS,
-            )
+                highest, top, beats, totals, firsts, BETAS, SOURCE, FIRSTS
+            )  # fmt: skip
             winner = tl.min(tl.where(highest == other, at, NEVER), 0)
             spread = tl.sum(smooth, 0)
             if SPLIT > 1:
@@ -362,6 +357,13 @@ def row_kernel(
             tl.store(row_lse + row, top_logit, mask=last_part)
             tl.store(row_lse + num_rows + row, log_total, mask=last_part)
             tl.store(row_loss + row, loss, mask=last_part)
+        if GRADIENT:
+            write_row(
+                logits + tl.multiple_of(item * item_stride + within * row_stride, ALIGNED),
+                gradient + tl.multiple_of(item * item_step + within * row_step, ALIGNED),
+                weight, label.to(tl.int32), considered, ignored, top_logit, log_total, tl.load(row_scale), smoothing,
+                smoothing_weight, C, BLOCK, WEIGHTED, SMOOTH,
+            )  # fmt: skip
         if STATS:
             found = select_flags(
                 flag_place, valid.to(tl.int32), ignored.to(tl.int32), outside.to(tl.int32), nonfinite.to(tl.int32),

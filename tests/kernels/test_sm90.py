@@ -57,6 +57,52 @@ def test_loss_alone(dtype: str, budget: float, sm90: ModuleType) -> None:
     assert 0.5 * budget <= found.slots <= budget
 
 
+# Read and written once, float32 logits leave 62 instructions, bfloat16 ones 31.
+GRADIENT_BUDGETS = [
+    (8192, "fp32", False, 6.5, 5.3, 128),
+    (8192, "bf16", False, 8.5, 7.2, 128),
+    (8192, "fp32", True, 14.0, 5.3, 255),
+    (8192, "bf16", True, 15.2, 7.2, 255),
+    (50257, "fp32", False, 16.5, 6.4, 168),
+    (128256, "bf16", False, 9.5, 7.2, 128),
+    (128256, "bf16", True, 16.2, 7.2, 255),
+]
+
+
+@pytest.mark.parametrize(("num_classes", "dtype", "with_stats", "budget", "writing", "registers"), GRADIENT_BUDGETS)
+def test_loss_and_gradient(
+    num_classes: int, dtype: str, with_stats: bool, budget: float, writing: float, registers: int, sm90: ModuleType
+) -> None:
+    """The first walk over a row is nearly as short as without the second, which writes 16 bytes a lane."""
+    layout = Layout(num_classes, temperatures=()) if with_stats else None
+    found = sm90.row_statistics(num_classes, dtype, layout, with_loss=True, with_gradient=True)
+    assert found.stack == 0
+    assert 0.5 * budget <= found.slots <= budget
+    assert 0.5 * writing <= found.writing_slots <= writing
+    assert found.registers <= registers
+    if num_classes % 8 == 0:
+        assert sum("STG.E.128" in line for line in found.writing) >= 4
+    assert not any("SHFL" in line or "BAR.SYNC" in line for line in (*found.turn, *found.writing))
+
+
+def test_lanes_with_loss_and_gradient(sm90: ModuleType) -> None:
+    """Few classes stay in registers between the sums and the gradient."""
+    found = sm90.lane_statistics(21, "fp32", None, by_item=False, with_gradient=True)
+    assert found.stack == 0
+    assert found.slots <= 37.1
+    assert found.registers <= 128
+
+
+@pytest.mark.parametrize("kernel", ["row_gradient", "lane_gradient"])
+def test_a_gradient_that_is_right_costs_nothing(kernel: str, sm90: ModuleType) -> None:
+    """Programs compare two numbers before they do anything; the kernel that makes a gradient anew spills nothing."""
+    found = sm90.renewal(kernel, 8192 if kernel == "row_gradient" else 21, "bf16")
+    assert found.stack == 0
+    first = next(place for place, line in enumerate(found.text) if "EXIT" in line)
+    assert first <= 40
+    assert not any("STG" in line or "MUFU.EX2" in line for line in found.text[:first])
+
+
 @pytest.mark.parametrize(("temperatures", "budget"), [((), 59.3), (OCTAVES, 92.6)])
 def test_lane_kernel(temperatures: tuple[float, ...], budget: float, sm90: ModuleType) -> None:
     """Channels-first images of 21 classes, with all that a row costs beside its classes."""

@@ -135,6 +135,31 @@ def test_fused_loss_trains_as_eager_does() -> None:
     assert int(metric.counts[metric.layout.count_slices["rows"]]) == 128
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+@pytest.mark.parametrize(("num_rows", "num_classes"), CASES)
+def test_gradient_in_the_forward_pass(num_rows: int, num_classes: int, factor: float) -> None:
+    """Expected or not, nothing waits for the host; loss, statistics and gradient are those of the other mode."""
+    logits = torch.randn(num_rows, num_classes, device="cuda")
+    target = torch.randint(0, num_classes, (num_rows,), device="cuda")
+    found = []
+    for gradient in ("backward", "forward"):
+        metric = LossAccuracy(num_classes=num_classes, temperatures=()).cuda()
+        leaf = logits.clone().requires_grad_()
+        (factor * cross_entropy(leaf * 1, target, stats=metric, gradient=gradient)).backward()
+        leaf.grad = None
+        metric.reset()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = cross_entropy(leaf * 1, target, stats=metric, gradient=gradient)
+            (factor * loss).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append((loss.detach(), metric.counts.clone(), metric.sums.clone(), leaf.grad))
+    assert all(torch.equal(one, other) for one, other in zip(found[0][:3], found[1][:3], strict=True))
+    torch.testing.assert_close(found[0][3], found[1][3], rtol=2e-6, atol=1e-9)
+
+
 def test_compiled_by_inductor() -> None:
     """One graph under torch.compile, with the same counts."""
     layout = Layout(1000)
