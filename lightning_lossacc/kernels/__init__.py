@@ -150,7 +150,7 @@ def renew_gradient(
     if row_lse.ndim == 2:
         from lightning_lossacc.kernels import launch_gradient
 
-        launch_gradient.renew_gradient(gradient, made_scale, *arguments)
+        launch_gradient.loss_gradient(*arguments, gradient, made_scale)
     elif not torch.equal(row_scale, made_scale):
         loss_reference.loss_backward(*arguments, gradient)
 

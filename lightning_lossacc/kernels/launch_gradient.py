@@ -25,6 +25,8 @@ def loss_gradient(
     label_smoothing: float,
     row_lse: Tensor,
     row_scale: Tensor,
+    gradient: Tensor | None = None,
+    made_scale: Tensor | None = None,
 ) -> Tensor:
     """Gradient of the cross-entropy by the logits, of their shape and dtype; see `gradient`.
 
@@ -32,48 +34,14 @@ def loss_gradient(
         logits, target, weight, ignore_index, label_smoothing: as in `launch.loss_rows`.
         row_lse: (2, I * R) float32, from `launch.loss_rows`.
         row_scale: incoming gradient of each row's loss, (I * R,) float32, or one for all rows, ().
+        gradient, made_scale: from `launch.loss_rows`, and the `row_scale` that was given there: then it is made anew in
+            place if it was made for another scale, and the host does not learn whether.
     """
-    gradient = torch.empty_like(logits)
-    _write(gradient, None, logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
-    return gradient
-
-
-def renew_gradient(
-    gradient: Tensor,
-    made_scale: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    row_lse: Tensor,
-    row_scale: Tensor,
-) -> None:
-    """Makes a gradient anew, in place, if it was made for another scale; the host does not learn whether.
-
-    Args:
-        gradient, made_scale: from `launch.loss_rows`, and the `row_scale` that was given there.
-        logits, target, weight, ignore_index, label_smoothing, row_lse: as in `loss_gradient`.
-        row_scale: what has arrived, () float32.
-    """
-    _write(gradient, made_scale, logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
-
-
-def _write(
-    gradient: Tensor,
-    made_scale: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    row_lse: Tensor,
-    row_scale: Tensor,
-) -> None:
+    gradient = torch.empty_like(logits) if gradient is None else gradient
     items, num_classes, rows_per_item = logits.shape
     num_rows = items * rows_per_item
     if gradient.numel() == 0:
-        return
+        return gradient
     weights = logits if weight is None else with_sum(weight)
     row_scale = row_scale.float().contiguous()
     tensors = (
@@ -103,3 +71,4 @@ def _write(
                 *tensors, num_rows, rows_per_item, item_stride, row_stride, class_stride, *target.stride(),
                 item_step, row_step, class_step, *numbers, ROWS=TILE_ROWS, **shared,
             )  # fmt: skip
+    return gradient
