@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from lightning_lossacc.diagnosis.catalogue import EVENTS, HEADINGS, INFO_CAUSES, ORDER, RULES, explain, find_causes
+from lightning_lossacc.diagnosis.catalogue import (
+    EVENTS,
+    HEADINGS,
+    INFO_CAUSES,
+    ORDER,
+    RULES,
+    explain,
+    find_causes,
+    supersedes,
+)
 from lightning_lossacc.diagnosis.changes import Opening
 from lightning_lossacc.diagnosis.engine import _why_unknown
 from lightning_lossacc.diagnosis.evidence import Evidence
@@ -392,6 +401,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "something was learnt": STILL.but(values={"refinement_nll": 1.5}),
             "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),
+            "the unrest of mixup": UNREST.but(context={"update_ratio": 6e-3}, details={"swing": 0.2}),
             "nothing left to lose": UNREST.but(train=LEARNT),
             "nothing left to lose, and steps of half a percent": SWUNG.but(context={"update_ratio": 6e-3}),
             "nothing left to lose, and validation stands": SWUNG.but(details={"swing": 0.0}),
@@ -497,6 +507,8 @@ def _early(accuracies: tuple[float, ...], error: float = 0.01, shares: tuple[flo
         ((0.75, 0.89, 1.0), 0.06, (), False),  # 15 pp, known to 6
         ((0.89, 0.89, 1.0), 0.01, (0.0, 0.1, 0.0), True),  # memorised, and forgotten at the moment
         ((0.89, 0.89, 1.0), 0.01, (0.0, 0.01, 0.0), False),
+        ((0.75, 0.89, 0.87), 0.01, (), True),  # has caught up 12 of 15 pp
+        ((0.81, 0.89, 0.84), 0.01, (), False),  # 3 of 9
     ],
 )
 def test_label_noise_remembers_what_came_before(
@@ -506,6 +518,46 @@ def test_label_noise_remembers_what_came_before(
     assert (found is not None) is named
     if found is not None and not shares:
         assert "15.0 pp less accurate than these, at the reference or before" in found.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "accuracies", "error", "named"),
+    [
+        ({}, [0.78] * 5, 0.01, True),
+        ({}, [0.78] * 4 + [0.82], 0.01, False),  # 8 pp
+        ({}, [0.78] * 4, 0.01, False),  # four evaluations
+        ({}, [0.78] * 5, 0.05, False),  # 12 pp, known to 5
+        ({"temperature": 1.1}, [0.78] * 5, 0.01, False),
+    ],
+)
+def test_label_noise_that_was_never_learnt(
+    changes: Numbers, accuracies: list[float], error: float, named: bool
+) -> None:
+    """Training rows stay behind validation rows, whose confidence is too low for them."""
+    values = {"temperature": 0.6, "accuracy": 0.9} | changes
+    evidence = STATE.but(values=values, train=(0.5,) * len(accuracies)).evidence()
+    probe = [
+        replace(record, stage="train_probe", values={"accuracy": value, "accuracy_standard_error": error})
+        for record, value in zip(evidence.series, accuracies, strict=True)
+    ]
+    found = RULES["label-noise"](replace(evidence, train_probe=probe))
+    assert (found is not None) is named
+    if found is not None:
+        assert "have been 12.0 pp and more less accurate" in found.evidence[0] and "0.60 here" in found.evidence[1]
+
+
+@pytest.mark.parametrize(
+    ("reported", "cause", "news"),
+    [
+        ("label-noise", "under-confidence", False),  # what is left once they have been learnt
+        ("label-noise", "over-regularisation", True),
+        ("hard-tail", "under-confidence", True),
+        ("unknown", "under-confidence", True),
+        ("over-regularisation", "under-confidence", False),
+    ],
+)
+def test_what_is_news_after_a_reported_cause(reported: str, cause: str, news: bool) -> None:
+    assert supersedes("loss-high-for-accuracy", cause, reported) is news
 
 
 def test_unrest_of_validation_names_the_rate_where_training_has_nothing_to_lose() -> None:

@@ -237,6 +237,16 @@ def test_a_static_temperature_and_a_trade_are_true_without_a_phase() -> None:
     assert not symptoms.over_confidence(run, symptoms.HOLDS) and not symptoms.class_trade_off(run, symptoms.HOLDS)
 
 
+def test_dealt_labels_that_carry_half_of_the_loss_are_a_tail() -> None:
+    """Without a rise as well; 20 % of the rows are dealt among four classes, so that 15 % contradict."""
+    run = made_run((0.5, 0.5), (0.5, 0.5), clean=0.25) | {"plan": {"tail": 0.0, "blur": 0.2, "val_prior": None}}
+    run |= {"classes": 4}
+    # 0.5 - 0.85 * 0.25 = 0.2875 of 0.5 nats.
+    assert symptoms.hard_tail(run, symptoms.HOLDS) and not symptoms.hard_tail(run)
+    run["truth"]["end"]["clean_nll"] = 0.4
+    assert not symptoms.hard_tail(run, symptoms.HOLDS)
+
+
 def test_label_noise_shows_against_right_labels() -> None:
     """A loss that rises as much with right labels is not the wrong labels' doing."""
     run = made_run((0.5, 0.5), (0.7, 0.6)) | {"plan": {"label_noise": 0.2}}

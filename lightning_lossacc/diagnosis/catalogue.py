@@ -144,6 +144,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "dead-activations",
         "nothing-learned",
         "majority-collapse",
+        "label-noise",
         "hard-tail",
         "over-confidence",
         "under-confidence",
@@ -189,12 +190,15 @@ def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
 
 def supersedes(event: str, cause: str, reported: str) -> bool:
     """Whether a first cause is news after the reported one: what comes earlier in the order of decision is, and what
-    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
+    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not, nor what is left
+    once wrong labels have been learnt by heart.
     """
     names = _order_of(event)
     if cause not in names:
         return False
-    if reported not in names or heading_of(reported) in ("confidence", "generalisation"):
+    if reported not in names:
+        return True
+    if reported != "label-noise" and heading_of(reported) in ("confidence", "generalisation"):
         return True
     return names.index(cause) < names.index(reported)
 

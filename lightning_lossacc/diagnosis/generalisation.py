@@ -19,6 +19,7 @@ NEVER_LEARNT = 0.10  # by which training rows are less accurate than validation 
 REMEMBERED = 5
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 EARLY_BEHIND, EARLY_SCORE = 0.08, 3.0
+LASTING_GAP = 5  # evaluations
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
 # Best temperature without the tail: 0.07 … 1.7 where labels were wrong, 2.9 … 4.4 where all rows were over-confident.
@@ -87,7 +88,8 @@ def label_noise(evidence: Evidence) -> Cause | None:
     What it finds: the loss after one temperature rose since the reference, training rows are learnt better than these
         now (or are 10 pp less accurate still, in the same mode), and at the reference they were less accurate: by 5 pp
         in the same mode, or by 8 pp in the steps of the epoch after it where no layer drops out; or at an evaluation
-        before it, by 8 pp and three standard errors in the same mode. Or many training rows
+        before it, by 8 pp and three standard errors in the same mode, of which they have caught up 5 pp. Or they are
+        10 pp less accurate for five evaluations, and the best temperature here is below 1. Or many training rows
         became right since, to which the model had given another class with confidence (NLL above ln C + 1), more than
         1.25 times the share of validation rows like that.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
@@ -100,15 +102,18 @@ def label_noise(evidence: Evidence) -> Cause | None:
     """
     memories = [record.arrays.get("memory", {}) for record in evidence.train_probe[-REMEMBERED:]]
     memory = max(memories, key=lambda known: known.get("memorised_share", 0.0), default={})
+    if evidence.is_static:
+        return _never_learnt(evidence)
     _, low, _ = evidence.refinement_change
     ahead = evidence.train_accuracy - accuracy_of(evidence.current)
+    behind, is_behind = _training_behind(evidence)
     # Learnt by heart; or, in the same mode, never learnt: the labels of these rows can be, and those can not.
-    if evidence.is_static or not (low > 0 and (ahead > 0.05 or (evidence.train_probe and ahead < -NEVER_LEARNT))):
+    learnt = ahead > 0.05 or (evidence.train_probe and (ahead < -NEVER_LEARNT or (is_behind and ahead + behind > 0.05)))
+    if not (low > 0 and learnt):
         return None
     share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
     here = _hard_share(evidence)
     memorised = share >= MEMORISED_SHARE and share * items >= 5 and 0 <= HARDER * here < share
-    behind, is_behind = _training_behind(evidence)
     if not (memorised or is_behind):
         return None
     lines = [f"accuracy on training rows {100 * evidence.train_accuracy:.1f} % now"]
@@ -124,6 +129,27 @@ def label_noise(evidence: Evidence) -> Cause | None:
         shown = ", ".join(f"#{suspect['index']} {suspect['target']}→{suspect['predicted']}" for suspect in suspects[:5])
         lines.append(f"first suspects {shown}")
     return Cause("label-noise", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
+
+
+def _never_learnt(evidence: Evidence) -> Cause | None:
+    """Wrong labels of which the confidence knows: too low for rows with right ones, as it fits training rows."""
+    if not evidence.temperature < 1:
+        return None
+    gaps = list(_gaps(evidence).values())[-LASTING_GAP:]
+    far = [behind >= NEVER_LEARNT and behind > EARLY_SCORE * error for behind, error in gaps]
+    if not (len(far) == LASTING_GAP and all(far)):
+        return None
+    text = f"for {LASTING_GAP} evaluations training rows have been {100 * min(gap for gap, _ in gaps):.1f} pp and more"
+    return Cause(
+        "label-noise",
+        share=math.nan,
+        evidence=(
+            f"{text} less accurate than these, in the same mode",
+            f"NLL {evidence.train_nll:.4f} on training rows, {evidence.value('nll'):.4f} here; best temperature "
+            f"{evidence.temperature:.2f} here",
+        ),
+        against=evidence.train_doubt,
+    )
 
 
 def _hard_share(evidence: Evidence) -> float:
@@ -163,22 +189,27 @@ def _training_behind(evidence: Evidence) -> tuple[float, bool]:
 
 def _probe_behind(evidence: Evidence) -> tuple[float, bool]:
     """`_training_behind` with a train probe: at the reference, or where it was most certain before that."""
-    probes = {record.global_step: record for record in evidence.train_probe}
     last = evidence.reference.global_step
-    gaps = {
-        here.global_step: (
-            accuracy_of(here) - accuracy_of(there),
-            math.hypot(*(record.values.get("accuracy_standard_error", math.nan) for record in (here, there))),
-        )
-        for here in evidence.series
-        if here.global_step <= last and (there := probes.get(here.global_step)) is not None
-    }
+    gaps = {step: gap for step, gap in _gaps(evidence).items() if step <= last}
     behind, error = gaps.get(last, (math.nan, math.nan))
     if behind >= 0.05 and behind > BEHIND_SCORE * error:
         return behind, True
     # The best of many evaluations needs more certainty than one that was chosen by its loss.
     far = [behind for behind, error in gaps.values() if behind >= EARLY_BEHIND and behind > EARLY_SCORE * error]
     return max(far, default=math.nan), bool(far)
+
+
+def _gaps(evidence: Evidence) -> dict[int, tuple[float, float]]:
+    """By step: how much more accurate validation rows were than those of the train probe, and its standard error."""
+    probes = {record.global_step: record for record in evidence.train_probe}
+    return {
+        here.global_step: (
+            accuracy_of(here) - accuracy_of(there),
+            math.hypot(*(record.values.get("accuracy_standard_error", math.nan) for record in (here, there))),
+        )
+        for here in evidence.series
+        if (there := probes.get(here.global_step)) is not None
+    }
 
 
 def hard_tail(evidence: Evidence) -> Cause | None:

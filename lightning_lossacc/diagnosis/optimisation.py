@@ -10,6 +10,7 @@ from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
+RESTLESS_RATIO = 7.5e-3  # unrest of smaller steps is that of the batches: mixup swings at 0.5 … 0.7 %
 LOW_RATIO = 3e-4
 DEAD_SHARE, DIED_SHARE = 0.9, 0.3
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
@@ -75,7 +76,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
     # A plateau has no unrest; only a network that broke stands still because of its steps.
-    if len(train) < 4 or "plateau" in evidence.details or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
+    if len(train) < 4 or "plateau" in evidence.details or ratio < RESTLESS_RATIO or _shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
