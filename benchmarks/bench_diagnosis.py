@@ -110,8 +110,10 @@ def main() -> None:
     arguments.add_argument("--again", action="store_true", help="train what is kept already")
     arguments.add_argument(
         "--corrected",
-        action="store_true",
-        help="rules were changed after a first look: add one row beside the results of that look, and leave them",
+        nargs="?",
+        const="",
+        help="rules were changed after a first look: add one row beside the results of that look, and leave them; "
+        "with a note on what else is other",
     )
     arguments.add_argument("--runs", action="store_true", help="one line for each run that is not right")
     chosen = arguments.parse_args()
@@ -152,8 +154,8 @@ def main() -> None:
     if chosen.part == "report" and not chosen.causes:
         chosen.results.mkdir(parents=True, exist_ok=True)
         path, whole = chosen.results / "planted.jsonl", row("all", runs)
-        if chosen.corrected:
-            lines = beside_first_look(path, whole)
+        if chosen.corrected is not None:
+            lines = beside_first_look(path, whole, chosen.corrected)
         else:
             lines = after_earlier_looks(path, lines, {"table": "all", **whole})
         text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -65,7 +65,7 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=100)
     arguments.add_argument("--cache", type=Path, default=CACHE)
     arguments.add_argument("--results", type=Path, default=RESULTS)
-    arguments.add_argument("--corrected", action="store_true", help="as in bench_diagnosis.py")
+    arguments.add_argument("--corrected", nargs="?", const="", help="as in bench_diagnosis.py")
     arguments.add_argument("--runs", action="store_true", help="one line for each healthy run with a warning")
     chosen = arguments.parse_args()
     cache = chosen.cache / f"healthy-{chosen.part}"
@@ -129,8 +129,8 @@ def main() -> None:
         ]
         chosen.results.mkdir(parents=True, exist_ok=True)
         path = chosen.results / "healthy.jsonl"
-        if chosen.corrected:
-            lines = beside_first_look(path, table[0])
+        if chosen.corrected is not None:
+            lines = beside_first_look(path, table[0], chosen.corrected)
         else:
             lines = after_earlier_looks(path, lines, {"table": "alarms", **table[0]})
         text = "".join(json.dumps(line) + "\n" for line in lines)

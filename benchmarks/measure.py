@@ -262,8 +262,10 @@ def after_earlier_looks(path: Path, lines: Sequence[Mapping[str, object]], whole
     return [*map(dict, lines), *earlier]
 
 
-def beside_first_look(path: Path, row: Mapping[str, object]) -> list[Row]:
-    """The lines of a first look as they are, with what rules that were corrected after it reach: one row."""
+def beside_first_look(path: Path, row: Mapping[str, object], note: str = "") -> list[Row]:
+    """The lines of a first look as they are, with what rules that were corrected after it reach: one row, and what else
+    is to be said of it.
+    """
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     first = [line for line in lines if line["table"] != "corrected"]
-    return [*first, {"table": "corrected", **row, "commit": environment()["commit"]}]
+    return [*first, {"table": "corrected", **row, "note": note, "commit": environment()["commit"]}]

@@ -127,7 +127,8 @@ def corrected(rows: list[Row], words: Callable[[Row], str]) -> str:
     row = next((row for row in rows if row["table"] == "corrected"), None)
     if row is None:
         return ""
-    reached = f"With the rules that were corrected after it, {words(row)}, which is no longer unseen."
+    note = f" ({row['note']})" if row.get("note") else ""
+    reached = f"With the rules that were corrected after it, {words(row)}, which is no longer unseen{note}."
     return f" That was the first look. {reached}"
 
 

@@ -17,7 +17,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench_diagnosis
-from measure import after_earlier_looks
+from measure import after_earlier_looks, beside_first_look
 from planted import healthy, symptoms
 from planted.data import Cells, Digits, Images, Sequences, Source, Tokens, Vectors, Wine
 from planted.faults import FAULTS, IMPOSSIBLE, PROGRAMS, plans
@@ -291,3 +291,7 @@ def test_a_new_look_keeps_a_row_of_each_look_before(tmp_path: Path) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     found = [(line["precision"], line["commit"]) for line in lines if line["table"] == "earlier"]
     assert found == [(0.85, "a"), (0.91, "c")] and lines[1]["precision"] == 0.95
+    beside = beside_first_look(path, {"precision": 0.96}, "with a truth that was completed")
+    assert beside[:-1] == lines and beside[-1]["note"] == "with a truth that was completed"
+    path.write_text("".join(json.dumps(line) + "\n" for line in beside), encoding="utf-8")
+    assert len(beside_first_look(path, {"precision": 0.97})) == len(beside)

@@ -165,6 +165,7 @@ def test_numbers_say_what_falls_short(tmp_path: Path) -> None:
         {"table": "program", "name": "images-conv", **counts},
         {"table": "all", "name": "all", **counts},
         {"table": "confusion", "planted": "leakage", "named": {"leakage": 14, "(none)": 4, "prior-shift": 2}},
+        {"table": "corrected", "name": "all", "note": "two runs by another truth", **counts},
         {"table": "earlier", "name": "all", "commit": "1234567890", **counts},
     ]
     alarm = {"table": "alarms", "alarms": 3, "runs": 100, "share": 0.03, "low": 0.006, "high": 0.085}
