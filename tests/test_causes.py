@@ -159,6 +159,10 @@ UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"upd
 LEARNT = (1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)
 # Nothing is left to lose in training, but validation swings with every step.
 SWUNG = UNREST.but(train=LEARNT, context={"update_ratio": 0.012}, details={"swing": 0.2})
+# Training swings by a fifth and does not rise, validation by 40 % of its 0.5 nats.
+MIXED_UP = UNREST.but(
+    train=(1.0, 0.8, 1.0, 0.8, 1.0, 0.8, 1.0, 0.8), context={"update_ratio": 6e-3}, details={"swing": 0.2}
+)
 DIED = STATE.but(
     context={"dead_units": 1.0, "update_ratio": 1e-4}, first={"dead_units": 0.2, "update_ratio": 0.05}, train=(2.3,) * 4
 )
@@ -401,7 +405,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "something was learnt": STILL.but(values={"refinement_nll": 1.5}),
             "smooth": UNREST.but(train=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             "tiny steps": UNREST.but(context={"update_ratio": 1e-3}),
-            "the unrest of mixup": UNREST.but(context={"update_ratio": 6e-3}, details={"swing": 0.2}),
+            "the unrest of mixup": MIXED_UP,
             "nothing left to lose": UNREST.but(train=LEARNT),
             "nothing left to lose, and steps of half a percent": SWUNG.but(context={"update_ratio": 6e-3}),
             "nothing left to lose, and validation stands": SWUNG.but(details={"swing": 0.0}),
@@ -560,8 +564,13 @@ def test_what_is_news_after_a_reported_cause(reported: str, cause: str, news: bo
     assert supersedes("loss-high-for-accuracy", cause, reported) is news
 
 
-def test_unrest_of_validation_names_the_rate_where_training_has_nothing_to_lose() -> None:
-    assert RULES["learning-rate-too-high"](SWUNG.evidence()) is not None
+@pytest.mark.parametrize(
+    "situation",
+    [SWUNG, MIXED_UP.but(context={"update_ratio": 8e-3}), MIXED_UP.but(details={"swing": 0.3})],
+    ids=["training has nothing to lose", "larger steps", "validation swings by more than half"],
+)
+def test_unrest_of_validation_names_the_rate(situation: Situation) -> None:
+    assert RULES["learning-rate-too-high"](situation.evidence()) is not None
 
 
 @pytest.mark.parametrize(

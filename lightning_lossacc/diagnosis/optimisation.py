@@ -10,7 +10,8 @@ from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
-RESTLESS_RATIO = 7.5e-3  # unrest of smaller steps is that of the batches: mixup swings at 0.5 … 0.7 %
+# At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
+RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
 LOW_RATIO = 3e-4
 DEAD_SHARE, DIED_SHARE = 0.9, 0.3
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
@@ -76,7 +77,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
     # A plateau has no unrest; only a network that broke stands still because of its steps.
-    if len(train) < 4 or "plateau" in evidence.details or ratio < RESTLESS_RATIO or _shrunk(evidence):
+    if len(train) < 4 or "plateau" in evidence.details or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
@@ -88,7 +89,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
     stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
-    swings = evidence.details.get("swing", 0.0) > 0
+    usual = RESTLESS_SWING * median(map(loss_of, evidence.series[-8:])) if ratio < RESTLESS_RATIO else 0.0
+    swings = evidence.details.get("swing", 0.0) > usual
     # Without the size of the updates unrest has to be larger to be told from small batches.
     both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
     if swings and (ratio >= HIGH_RATIO or (ratio >= HIGH_RATIO / 2 and swing > 0.3)):
