@@ -58,7 +58,7 @@ bench: .venv/test
 bench-diagnosis: .venv/test
 	$(BIN)/python benchmarks/bench_diagnosis.py train --part report --seeds 10 --enough 20
 	$(BIN)/python benchmarks/bench_diagnosis.py judge --part report
-	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 680
+	$(BIN)/python benchmarks/bench_healthy.py train --part report --count 690
 	$(BIN)/python benchmarks/bench_healthy.py judge --part report
 	$(BIN)/python benchmarks/bench_checkpoints.py
 
