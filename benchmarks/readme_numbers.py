@@ -135,7 +135,11 @@ def corrected(rows: list[Row], words: Callable[[Row], str]) -> str:
 def earlier(rows: list[Row], words: Callable[[Row], str]) -> str:
     """What first looks at other runs found, with the rules as they stood then."""
     found = [f"{words(row)} (commit {row['commit'][:7]})" for row in rows if row["table"] == "earlier"]
-    return f" First looks before, at other programs, with the rules and definitions of then: {'; '.join(found)}." if found else ""
+    return (
+        f" First looks before, at other programs, with the rules and definitions of then: {'; '.join(found)}."
+        if found
+        else ""
+    )
 
 
 def planted(rows: list[Row]) -> list[str]:

@@ -28,10 +28,12 @@ from lightning_lossacc import kernels
 from lightning_lossacc.loss_autograd import (
     CrossEntropy,
     SmallCrossEntropy,
+    by_item,
     is_of_functorch,
     is_small,
     may_give_away,
     read,
+    unseen,
 )
 from lightning_lossacc.loss_calls import take_tally
 from lightning_lossacc.loss_checks import (
@@ -74,15 +76,16 @@ def cross_entropy(
     `torch.nn.functional.cross_entropy` (in float32 for half precision); then `stats` reads the logits a second time.
 
     With `gradient="forward"` the logits are read once and their gradient is written once, where the backward pass would
-    read them again; loss and statistics are the same. It is made for `expected_scale`, the derivative that the backward
-    pass will bring to the loss: 1 for `loss.backward()`, 1 / k if losses are divided by k accumulated batches, the
-    factor of a `GradScaler`, which may be given as a tensor. If something else arrives, which is decided on the device,
-    the gradient is computed anew from the logits, at the cost of that second read: never by scaling what was rounded,
-    so that a float16 gradient that vanishes at scale 1 does not under loss scaling. So it is for `retain_graph=True`
-    and `create_graph=True`. The gradient takes its memory from the forward pass on, not only in the backward pass. A
-    loss that needs no gradient makes none. Without effect where PyTorch's function computes the loss, for a few rows
-    of so many classes that a GPU splits them, for float64 logits on a GPU, on MPS, and before PyTorch 2.5. On a CPU it
-    saves no time with label smoothing or `stats`, and small batches take a way that is shorter than either.
+    read them again; statistics are the same, and the loss is, to the rounding of float32. It is made for
+    `expected_scale`, the derivative that the backward pass will bring to the loss: 1 for `loss.backward()`, 1 / k if
+    losses are divided by k accumulated batches, the factor of a `GradScaler`, which may be given as a tensor. If
+    something else arrives, which is decided on the device, the gradient is computed anew from the logits, at the cost
+    of that second read: never by scaling what was rounded, so that a float16 gradient that vanishes at scale 1 does not
+    under loss scaling. So it is for `retain_graph=True`, `create_graph=True` and hooks that bring back other tensors
+    than were saved. The gradient takes its memory from the forward pass on, not only in the backward pass. A loss that
+    needs no gradient makes none. Without effect where PyTorch's function computes the loss, for a few rows of so many
+    classes that a GPU splits them, for float64 logits on a GPU, on MPS, and before PyTorch 2.5. On a CPU it saves no
+    time with label smoothing or `stats`, and small batches take a way that is shorter than either.
 
     Args:
         logits: (C,), (N, C) or (N, C, d1, ...) of a float dtype.
@@ -143,25 +146,28 @@ def cross_entropy(
     plain = all_counted and weight is None and not label_smoothing and reduction != "none"
     small = plain and is_small(logits)
     if small and into is None:
-        return SmallCrossEntropy.apply(logits, index, reduction, ignore_index, None)
+        with unseen():
+            return SmallCrossEntropy.apply(logits, index, reduction, ignore_index, None)
     if logits.ndim == 1:
         flat, rows = logits.view(1, -1, 1), index.view(1, 1)
     else:
         rows_per_item = math.prod(logits.shape[2:])
         flat = logits.reshape(*logits.shape[:2], rows_per_item)
         rows = index.reshape(len(logits), rows_per_item)
-    if tally is not None and tally.items is not None and logits.ndim == 2:
-        # Tokens of a sequence that were flattened into rows are its item again; a view in the order of the rows.
-        flat, rows = logits.unflatten(0, (tally.items, -1)).transpose(1, 2), index.view(tally.items, -1)
-    if small:
-        # What is saved must not depend on who counts: a checkpoint that is computed again is not counted again.
-        with torch.no_grad():
-            row_loss = read(flat, rows, None, ignore_index, 0.0, None, into)[0]
-        loss = SmallCrossEntropy.apply(logits, index, reduction, ignore_index, row_loss)
-    else:
-        forward = gradient == "forward" and logits.requires_grad and torch.is_grad_enabled() and may_give_away()
-        made_for = expected_scale if forward else None
-        loss = CrossEntropy.apply(flat, rows, weight, ignore_index, reduction, label_smoothing, into, made_for)
+    # Tokens of a sequence that were flattened into rows are its item again.
+    items = tally.items if tally is not None and logits.ndim == 2 else None
+    forward = gradient == "forward" and logits.requires_grad and torch.is_grad_enabled() and may_give_away()
+    made_for = expected_scale if forward else None
+    with unseen():
+        if small:
+            # What is saved must not depend on who counts: a checkpoint that is computed again is not counted again.
+            with torch.no_grad():
+                counted = (flat, rows) if items is None else by_item(logits, index, items)
+                row_loss = read(*counted, None, ignore_index, 0.0, None, into)[0]
+            loss = SmallCrossEntropy.apply(logits, index, reduction, ignore_index, row_loss)
+        else:
+            arguments = weight, ignore_index, reduction, label_smoothing, into, items, made_for
+            loss = CrossEntropy.apply(flat, rows, *arguments)
     if stats is not None:
         _note_update(stats)
     return loss.view(index.shape if logits.ndim > 1 else ()) if reduction == "none" else loss
@@ -214,7 +220,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         check_gradient(gradient, expected_scale, reduction)
         self.stats = stats
         self.gradient = gradient
-        self.expected_scale = expected_scale
+        # A tensor of a scaler is followed, its history is not.
+        self.expected_scale = expected_scale.detach() if isinstance(expected_scale, Tensor) else expected_scale
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """See `cross_entropy`."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from lightning_lossacc import kernels
 from lightning_lossacc.kernels.loss_reference import FEW_CLASSES, FEW_LOGITS, denominator
@@ -36,13 +39,21 @@ class CrossEntropy(torch.autograd.Function):
         reduction: str,
         label_smoothing: float,
         into: LossAccuracy | Tally | None,
+        items: int | None,
         made_for: float | Tensor | None,
     ) -> Tensor:
         mean_of = denominator(target, weight, ignore_index) if reduction == "mean" else None
         made_scale = None if made_for is None else _row_scale(_scalar(made_for, logits), mean_of, logits)
-        row_loss, row_lse, gradient = read(logits, target, weight, ignore_index, label_smoothing, made_scale, into)
+        counted = logits, target
+        if items is not None:
+            # What is saved must not depend on who counts: a checkpoint computes it again without the listener.
+            counted = by_item(logits.squeeze(2), target.squeeze(1), items)
+        row_loss, row_lse, gradient = read(*counted, weight, ignore_index, label_smoothing, made_scale, into)
+        if gradient is not None and items is not None:
+            gradient = gradient.transpose(1, 2).reshape(logits.shape)
         ctx.set_materialize_grads(False)
         ctx.arguments = ignore_index, label_smoothing
+        ctx.made_at = None if gradient is None else gradient.data_ptr()
         ctx.save_for_backward(logits, target, weight, row_lse, mean_of, gradient, made_scale)
         if reduction == "none":
             return row_loss
@@ -52,17 +63,18 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None or not ctx.needs_input_grad[0]:
-            return (None,) * 8
+            return (None,) * 9
         logits, target, weight, row_lse, mean_of, gradient, made_scale = ctx.saved_tensors
         row_scale = _row_scale(grad, mean_of, logits)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_of_functorch(grad):
             gradient = _Gradient.apply(logits, row_scale, target, weight, row_lse, *ctx.arguments)
-        elif gradient is None or _is_graph_kept():
-            # Whoever gets a gradient may change it, so that a graph that is kept keeps its own.
+        elif gradient is None or gradient.data_ptr() != ctx.made_at or _is_graph_kept():
+            # Whoever gets a gradient may change it, so that a graph that is kept keeps its own; and what hooks on saved
+            # tensors bring back is not ours to change.
             gradient = kernels.loss_backward(logits, target, weight, *ctx.arguments, row_lse, row_scale)
         else:
             kernels.renew_gradient(gradient, made_scale, logits, target, weight, *ctx.arguments, row_lse, row_scale)
-        return gradient, *(None,) * 7
+        return gradient, *(None,) * 8
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -85,7 +97,8 @@ class SmallCrossEntropy(torch.autograd.Function):
         target = target.unsqueeze(1)
         ctx.save_for_backward(logits, target)
         own = torch.log_softmax(logits, 1).gather(1, target) if row_loss is None else row_loss.neg()
-        return (own.sum(dtype=torch.float64) / -ctx.rows).to(logits.dtype)
+        # From 0, since the sum of a batch without loss is no -0.
+        return (0.0 - own.sum(dtype=torch.float64)).div(ctx.rows).to(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -169,12 +182,31 @@ def read(
     return found
 
 
+def by_item(logits: Tensor, target: Tensor, items: int) -> tuple[Tensor, Tensor]:
+    """Views (I, C, R) and (I, R) of rows (N, C) and (N,) that are the tokens of I sequences, one after another."""
+    return logits.unflatten(0, (items, -1)).transpose(1, 2), target.unflatten(0, (items, -1))
+
+
+def unseen() -> contextlib.AbstractContextManager[Any]:
+    """Hides what the loss computes from a selective checkpoint, which compares the operations of a pass in which rows
+    are counted with those of one in which they are not. Other modes that follow operations see them.
+    """
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return contextlib.nullcontext()
+    modes = _get_current_dispatch_mode_stack()
+    is_selective = any(type(mode).__module__ == "torch.utils.checkpoint" for mode in modes)
+    return _disable_current_modes() if is_selective else contextlib.nullcontext()
+
+
 def _scalar(value: float | Tensor, logits: Tensor) -> Tensor:
     """() in the dtype of the loss of these logits, as what arrives has it; new, since a scaler's changes in place."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if isinstance(value, Tensor):
         return value.detach().reshape(()).to(dtype, copy=True)
-    return torch.full((), value, dtype=dtype, device=logits.device)
+    number = float(value)
+    if abs(number) > torch.finfo(dtype).max:
+        number = math.copysign(math.inf, number)
+    return torch.full((), number, dtype=dtype, device=logits.device)
 
 
 def _row_scale(grad: Tensor, mean_of: Tensor | None, logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def check_gradient(gradient: Any, expected_scale: Any, reduction: str, device: t
                 f"Expected `expected_scale` to be a number or a tensor of one on the device of `logits`, {device}, but "
                 f"got shape {tuple(expected_scale.shape)} on {expected_scale.device}."
             )
-    elif isinstance(expected_scale, bool) or not isinstance(expected_scale, (int, float)):
+    elif isinstance(expected_scale, bool) or not isinstance(expected_scale, Real):
         raise TypeError(f"Expected `expected_scale` to be a number or a tensor, but got {expected_scale!r}.")
 
 

@@ -192,7 +192,8 @@ def test_numbers_say_what_falls_short(tmp_path: Path) -> None:
     assert "abstained in 20 %, and of the 16 verdicts given 87.5 % (61.7 … 98.4) are right" in text
     assert "Below it: leakage 87.5 %. Silent too often: leakage 20 %." in text
     assert (
-        "rules of then: 87.5 % (61.7 … 98.4) of the verdicts right and 20 % abstained, 20 runs (commit 1234567)" in text
+        "definitions of then: 87.5 % (61.7 … 98.4) of the verdicts right and 20 % abstained, 20 runs (commit 1234567)"
+        in text
     )
     assert "| leakage | 20 | 4 | 14 | 0 | 2 | 87.5 % (61.7 … 98.4) | prior-shift 2 |" in text
     assert "A warning stood in 3 % (0.6 … 8.5) of them**; the bar of 1 % is missed" in text

@@ -119,21 +119,23 @@ def _forward(
             if own_p is not None:
                 torch.neg(own_p.log_().view(-1), out=nll if cut.whole else nll[cut.rows])
     if by_probability:
-        _mend(nll, logits, rows.index)
+        _mend(nll, logits, rows)
     loss = rows.weighted(nll)
     if spread is not None:
         loss = loss * (1 - label_smoothing) + spread * (label_smoothing / num_classes)
     return rows.blank(loss), target_logit + nll
 
 
-def _mend(nll: Tensor, logits: Tensor, index: Tensor) -> None:
+def _mend(nll: Tensor, logits: Tensor, rows: _Rows) -> None:
     """Anew where a probability below the smallest normal number has lost digits, or everything."""
-    hopeless = (nll > -math.log(torch.finfo(nll.dtype).tiny)).nonzero().flatten()
-    if hopeless.numel():
-        rows_per_item = logits.shape[2]
-        chosen = logits[hopeless // rows_per_item, :, hopeless % rows_per_item].to(nll.dtype)
-        log_p = torch.log_softmax(chosen, 1)
-        nll[hopeless] = log_p.gather(1, index[hopeless, None]).neg_().squeeze(1)
+    hopeless = nll > -math.log(torch.finfo(nll.dtype).tiny)
+    if rows.left_out is not None:
+        hopeless &= ~rows.left_out
+    _, num_classes, rows_per_item = logits.shape
+    for part in hopeless.nonzero().flatten().split(max(1, CHUNK_BYTES // (num_classes * nll.itemsize))):
+        if part.numel():
+            chosen = logits[part // rows_per_item, :, part % rows_per_item].to(nll.dtype)
+            nll[part] = torch.log_softmax(chosen, 1).gather(1, rows.index[part, None]).neg_().squeeze(1)
 
 
 def loss_backward(
