@@ -100,7 +100,8 @@ def loss(rows: Sequence[Row], table: Any) -> list[str]:
     names = list(next(iter(cells.values())))
     found = [[where, *(_number(by_name[name]["median"]) for name in names)] for where, by_name in cells.items()]
     return [
-        "**Loss and gradient on a CPU**, milliseconds of a forward and a backward pass; 'forward' is `gradient=\"forward\"`:",
+        "**Loss and gradient on a CPU**, milliseconds of a forward and a backward pass; 'forward' has "
+        '`gradient="forward"`:',
         table(["logits", *(name.replace("cross_entropy", "`F.cross_entropy`") for name in names)], found),
     ]
 
