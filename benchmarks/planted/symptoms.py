@@ -89,20 +89,20 @@ def _accuracy_without(run: Run) -> float:
 
 def over_confidence(run: Run, floors: float = SHOWN) -> bool:
     """The loss rose, and less than a fifth of the rise is left after one temperature; to hold, one temperature above
-    1.18 may save a floor of the loss, at the end or at three evaluations.
+    1.18 may save a floor of the loss, at the end or at four evaluations.
     """
     return share_left(run, floors) < SMALL_SHARE or (floors < SHOWN and _saves(run, lambda best: best > 1.18))
 
 
 def _saves(run: Run, is_far: Callable[[float], bool]) -> bool:
-    """Whether such a temperature saves a floor of the loss at the end, or at three evaluations."""
+    """Whether such a temperature saves a floor of the loss at the end, or at four evaluations."""
     end = run["truth"]["end"]
     saved = [
         is_far(point["temperature"]) and point["nll"] - point["refined_nll"] > floor(point["nll"])
         for point in (end, *_paths(run))
         if point["finite"]
     ]
-    return bool(end["finite"] and saved[0]) or sum(saved) > 3
+    return bool(end["finite"] and saved[0]) or sum(saved) >= 4
 
 
 def overfitting(run: Run, floors: float = SHOWN) -> bool:
@@ -286,7 +286,7 @@ def train_eval_mismatch(run: Run, floors: float = SHOWN) -> bool:
 
 def under_confidence(run: Run, floors: float = SHOWN) -> bool:
     """One temperature below 0.8 saves 15 % of the loss at the end; to hold, one below 0.85 a floor, at the end or at
-    three evaluations.
+    four evaluations.
     """
     end = run["truth"]["end"]
     if floors < SHOWN:
