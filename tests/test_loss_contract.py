@@ -183,21 +183,6 @@ def test_without_weights_and_smoothing_the_sum_is_the_metrics_nll() -> None:
     assert loss.item() == pytest.approx(float(stats.compute()["nll"]), rel=1e-6)
 
 
-def test_gradients_under_accumulation_and_scaling() -> None:
-    """A loss divided by 3 and scaled by 65536, three backward passes into one gradient; CPU GradScaler as in fp16."""
-    logits, target = batch()
-
-    def accumulate(function: Any, leaf: Tensor) -> None:
-        scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
-        optimizer = torch.optim.SGD([leaf], 0.0)
-        for _ in range(3):
-            scaler.scale(function(2 * leaf, target) / 3).backward()
-        scaler.unscale_(optimizer)
-
-    ours, theirs = gradient_of(accumulate, logits)
-    torch.testing.assert_close(ours, theirs)
-
-
 def test_gradients_of_logits_that_are_used_twice() -> None:
     """Two losses on the same logits, another use of them, one backward pass or two with a kept graph."""
     logits, target = batch()

@@ -187,7 +187,7 @@ def both(step: Callable[[Any, Tensor], None], logits: Tensor) -> None:
 
 
 def test_gradients_under_accumulation_and_scaling() -> None:
-    """A loss divided by 3 and scaled by 65536, and one that arrives as it is, into one gradient."""
+    """A loss divided by 3 and scaled by 65536 as in fp16, and one that arrives as it is, into one gradient."""
     logits, target = batch()
 
     def accumulate(function: Any, leaf: Tensor) -> None:
