@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench_trends import clopper_pearson
-from measure import RESULTS, after_earlier_looks, beside_first_look, environment, print_table
+from measure import RESULTS, environment, print_table, write_look
 from planted.faults import FAULTS, plans
 from planted.judge import Judged, judge
 from planted.programs import FIRST_SEED
@@ -152,14 +151,7 @@ def main() -> None:
     lines += [{"table": table, **line} for table, found in tables.items() for line in found]
     lines += [{"table": "confusion", **line} for line in matrix]
     if chosen.part == "report" and not chosen.causes:
-        chosen.results.mkdir(parents=True, exist_ok=True)
-        path, whole = chosen.results / "planted.jsonl", row("all", runs)
-        if chosen.corrected is not None:
-            lines = beside_first_look(path, whole, chosen.corrected)
-        else:
-            lines = after_earlier_looks(path, lines, {"table": "all", **whole})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
+        write_look(chosen.results / "planted.jsonl", lines, {"table": "all", **tables["all"][0]}, chosen.corrected)
 
 
 if __name__ == "__main__":

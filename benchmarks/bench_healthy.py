@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_trends import DETECTORS, clopper_pearson
-from measure import RESULTS, after_earlier_looks, beside_first_look, environment, print_table
+from measure import RESULTS, environment, print_table, write_look
 from planted.healthy import FIRST_SEED, fault, plans
 from planted.judge import reports
 from planted.run import CACHE, keep, kept, quiet, train
@@ -127,14 +127,7 @@ def main() -> None:
             *({"table": "alarms", **row} for row in table),
             *({"table": "causes", "warning": name, "runs": count} for name, count in causes.items()),
         ]
-        chosen.results.mkdir(parents=True, exist_ok=True)
-        path = chosen.results / "healthy.jsonl"
-        if chosen.corrected is not None:
-            lines = beside_first_look(path, table[0], chosen.corrected)
-        else:
-            lines = after_earlier_looks(path, lines, {"table": "alarms", **table[0]})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
+        write_look(chosen.results / "healthy.jsonl", lines, {"table": "alarms", **table[0]}, chosen.corrected)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,16 @@ def _over_places(targets: Sequence[Target]) -> Row:
     }
 
 
+def write_look(
+    path: Path, lines: Sequence[Mapping[str, object]], whole: Mapping[str, object], corrected: str | None
+) -> None:
+    """Writes a first look; or, with the note of one that was corrected, leaves it and adds the row that sums it up."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_first = corrected is None
+    found = after_earlier_looks(path, lines, whole) if is_first else beside_first_look(path, whole, corrected)
+    path.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+
+
 def after_earlier_looks(path: Path, lines: Sequence[Mapping[str, object]], whole: Mapping[str, object]) -> list[Row]:
     """The lines of a first look, and one row for each first look at other runs before it.
 
@@ -268,4 +278,4 @@ def beside_first_look(path: Path, row: Mapping[str, object], note: str = "") -> 
     """
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     first = [line for line in lines if line["table"] != "corrected"]
-    return [*first, {"table": "corrected", **row, "note": note, "commit": environment()["commit"]}]
+    return [*first, {**row, "table": "corrected", "note": note, "commit": environment()["commit"]}]

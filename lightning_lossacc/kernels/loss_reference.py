@@ -57,7 +57,7 @@ def loss_forward(
         Row loss and log sum_j exp(z_j), (N,) each for N = I * R rows, float32 (float64 for float64 logits). The second
         means nothing in rows that are ignored or whose target has a logit that is not finite.
     """
-    return _forward(logits, target, weight, ignore_index, label_smoothing, None, counts, sums, layout)[:2]
+    return _forward(logits, target, weight, ignore_index, label_smoothing, None, counts, sums, layout)
 
 
 def loss_with_gradient(
