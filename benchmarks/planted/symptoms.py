@@ -227,7 +227,12 @@ def validation_too_small(run: Run, floors: float = SHOWN) -> bool:
 
 
 def learning_rate_too_high(run: Run, floors: float = SHOWN) -> bool:
-    """With a sound rate the lowest loss is a tenth lower, and the accuracy two points above that at the end."""
+    """With a sound rate the lowest loss is a tenth lower, and the accuracy two points above that at the end.
+
+    A step that makes the loss leave every scale is planted as a blow-up, and holds for that as well.
+    """
+    if run["cause"] == "blow-up" or blow_up(run):
+        return floors < SHOWN and run["cause"] in ("blow-up", "learning-rate-too-high") and blow_up(run)
     accuracy = run["truth"]["end"].get("accuracy", 0.0)
     return run["cause"] == "learning-rate-too-high" and _without(run) and accuracy < _accuracy_without(run) - 0.02
 

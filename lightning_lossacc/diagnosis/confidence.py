@@ -187,8 +187,9 @@ def under_confidence(evidence: Evidence) -> Cause | None:
 def unconfident_shift(evidence: Evidence) -> Cause | None:
     """Loss and accuracy fell together: wrong rows became less confident, while more rows are wrong.
 
-    What it finds: the loss after one temperature did not fall (its 99 % interval is not below zero), so that the gain
-        is one of confidence, while accuracy is down, and balanced accuracy did not rise by 2 pp.
+    What it finds: the loss after one temperature did not fall (its 99 % interval is not below zero) and the best
+        temperature did, so that the gain is one of confidence, while accuracy is down, and balanced accuracy did not
+        rise by 2 pp.
     Why it matters: which evaluation is better depends on the use: the one has better probabilities, the other better
         answers.
     Evidence it needs: paired rows and the temperature grid.
@@ -200,6 +201,9 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     if not (evidence.nll_change < 0 and evidence.accuracy.change < 0) or high != high:
         return None
     share = 1 - change / evidence.nll_change
+    # A network that became surer did not gain by doubt.
+    if evidence.difference("temperature") > 0:
+        return None
     # What rare classes gained is no matter of confidence.
     if not (share > 0.5 and high > 0) or evidence.difference("balanced_accuracy") > BALANCED_GAIN:
         return None

@@ -61,6 +61,7 @@ STATES: dict[str, Judge] = {
     "plateau": movement.plateau,
     "oscillation": movement.oscillation,
     "spike": movement.spike,
+    "dead-layer": states.dead_layer,
 }
 # "What if we train more epochs?" is asked of these.
 FORECAST = ("loss-down-accuracy-flat", "plateau")
@@ -199,11 +200,12 @@ class Diagnosis:
         rise = self.open.get(place + "loss-up")
         if name == "loss-high-for-accuracy" and rise is not None and rise[0].level == "warning":
             return True
-        return any(
-            event.cause == cause and event.level == "warning"
-            for key, (event, _) in self.open.items()
-            if key.startswith(place)
-        )
+        warnings = [
+            event for key, (event, _) in self.open.items() if key.startswith(place) and event.level == "warning"
+        ]
+        # Dead units tell nothing new where they already stand among the causes.
+        known = {item.cause for event in warnings for item in event.causes} if name == "dead-layer" else set()
+        return cause in known | {event.cause for event in warnings}
 
     def _event(
         self, opening: Opening, causes: tuple[Cause, ...], level: Level, status: Status, identity: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED
+from lightning_lossacc.diagnosis.data import COLLAPSED, class_imbalance
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 from lightning_lossacc.floors import labels_contradict
@@ -218,7 +218,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     What it finds: a mixture of the model's probabilities, at their best temperature, and of a small share of arbitrary
         labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12
         for every 1000 rows, at least 12), the best temperature of the others is at most 2, and the rows of that share
-        carry at least half of the rise; of one evaluation, half of the loss.
+        carry at least half of the rise; of one evaluation, half of the loss. Not where rare classes are mostly missed
+        or validation rows are training rows, since such rows contradict the model too.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was, and a temperature makes all rows pay for a few.
     Evidence it needs: logits of at most 64 classes; paired rows over an interval.
@@ -229,6 +230,9 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (errors in test sets).
     """
     tail = evidence.current.arrays.get("tail")
+    # Rare classes that are missed contradict the model as well, and so do rows beside others that it knows by heart.
+    if class_imbalance(evidence) is not None or leakage(evidence) is not None:
+        return None
     if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1] or tail["temperature"] > TAIL_TEMPERATURE:
         return None
     # Such rows do not come and go; a checkpoint keeps no tail of earlier evaluations.
@@ -285,9 +289,8 @@ def prior_shift(evidence: Evidence) -> Cause | None:
     """Classes occur in other shares than in training; a bias a class repairs it, a temperature does not.
 
     What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and by 2.5
-        times what chance brings, and a bias
-        for each class (cross-fitted) lowers the loss certainly, beyond one temperature; or they differ by 25 pp or more
-        and the loss is more than 1.5 times that of training rows.
+        times what chance brings, and a bias for each class (cross-fitted) lowers the loss certainly, beyond one
+        temperature; or they differ by 25 pp or more and the loss is more than 1.5 times that of training rows.
     Why it matters: the model is fine for the shares that it was trained on.
     Evidence it needs: class counts of training, and the fits on the probe (C <= 64).
     What to do: add log(new share / old share) to the logits (logit adjustment); split with stratification.

@@ -8,12 +8,15 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
+from lightning_lossacc.history import Record
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
 RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
 LOW_RATIO = 3e-4
-DEAD_SHARE, DIED_SHARE = 0.9, 0.3
+DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
+# Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %.
+KILLING_RATIO, BURST_RATIO = 4e-2, 0.2
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
@@ -63,8 +66,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, or the validation loss swings with it. Or the network broke: after such updates a layer died
-        that had been alive, or all updates vanished at the same rate while the loss is that of guessing.
+        rises and swings, or the validation loss swings with it. Or the network broke: 30 pp of the units of a layer died after
+        updates of 4 %, or 50 pp after updates of 1 %; the loss stopped being a number after updates of 20 %; or all
+        updates vanished at the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -115,10 +119,14 @@ def _broken(evidence: Evidence) -> Cause | None:
     if not highest >= HIGH_RATIO / 2 or _shrunk(evidence):
         return None
     moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
+    if highest >= BURST_RATIO and not math.isfinite(loss_of(evidence.current)):
+        return Cause("learning-rate-too-high", math.nan, (f"the loss stopped being a number after {moved}",))
     shares = _silent_shares(evidence)
-    if _is_dead(evidence) and shares and shares[-1] - shares[0] >= DIED_SHARE:
+    died = shares[-1] - min(shares) if _is_dead(evidence) and shares else 0.0
+    # A few sampled steps may miss the one that killed; then more units must have died.
+    if died >= DIED_SHARE and (highest >= KILLING_RATIO or died >= MOST_DIED):
         line = (
-            f"{100 * shares[0]:.0f} % of the units of the worst layer were dead at first, {100 * shares[-1]:.0f} % now"
+            f"{100 * min(shares):.0f} % of the units of the worst layer were dead before, {100 * shares[-1]:.0f} % now"
         )
         return Cause("learning-rate-too-high", math.nan, (f"units died after {moved}", line))
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
@@ -235,11 +243,14 @@ def _is_dead(evidence: Evidence) -> bool:
 
 def _silent_shares(evidence: Evidence) -> list[float]:
     """Share of dead or saturated units in the worst layer at each evaluation that knows it."""
-    found = [
-        [record.context[key] for key in ("dead_units", "saturated_units") if key in record.context]
-        for record in evidence.series
-    ]
-    return [max(shares) for shares in found if shares]
+    found = [silent_share(record) for record in evidence.series]
+    return [share for share in found if share == share]
+
+
+def silent_share(record: Record) -> float:
+    """Share of dead or saturated units in the worst layer at one evaluation; NaN if unknown."""
+    shares = [record.context[key] for key in ("dead_units", "saturated_units") if key in record.context]
+    return max(shares, default=math.nan)
 
 
 def _swing(values: list[float]) -> float:

@@ -9,10 +9,11 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import KEPT_SHARE, STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, renamed_rows, unlearned_spread
+from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, is_renamed, unlearned_spread
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
+from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, silent_share
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
@@ -24,6 +25,7 @@ CONSTANT_EVALUATIONS = 5
 HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
+DEAD_EVALUATIONS = 5
 
 
 def class_share(stream: Stream, is_open: bool) -> Opening | None:
@@ -94,11 +96,9 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
         fits = record.arrays.get("fits", {})
         bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
         excess = loss - record.values.get("refinement_nll", math.nan) + bias
-        renamed = _renamed(record) - record.values["accuracy"]
-        return (excess >= share * loss and excess >= nats) or renamed >= 0.1 or bias >= 0.1 * loss > 0.005
+        return (excess >= share * loss and excess >= nats) or is_renamed(record) or bias >= 0.1 * loss > 0.005
 
-    renamed = _renamed(series[-1]) - series[-1].values.get("accuracy", 1.0) >= 0.1
-    return _state("loss-high-for-accuracy", stream, holds, 2 if renamed else None)
+    return _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
 
 
 def stuck(stream: Stream, is_open: bool) -> Opening | None:
@@ -157,6 +157,15 @@ def train_eval_gap(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("train-eval-gap", evidence, last.epoch)
 
 
+def dead_layer(stream: Stream, is_open: bool) -> Opening | None:
+    """Hardly a unit of some layer has answered any input for some evaluations."""
+    series = stream.series[-DEAD_EVALUATIONS:]
+    shares = [silent_share(record) for record in series]
+    if len(shares) < DEAD_EVALUATIONS or not min(shares) >= DEAD_SHARE:
+        return None
+    return Opening("dead-layer", stream.state, series[0].epoch)
+
+
 def not_finite(stream: Stream, is_open: bool) -> Opening | None:
     """Rows of the newest evaluation have NaN or infinite logits, or its loss is not a number."""
     newest = stream.newest
@@ -211,9 +220,3 @@ def _stays_miscalibrated(series: list[Record]) -> bool:
         return median(saved[half:]) > 0.85 * median(saved[:half]) > HIGH_NATS
     distances = [abs(math.log(record.values.get("temperature", 1.0))) for record in last]
     return median(distances[half:]) > 0.93 * median(distances[:half]) > 0.3
-
-
-def _renamed(record: Record) -> float:
-    """Accuracy with the classes renamed; 0 unless that is a permutation."""
-    rows = renamed_rows(record)
-    return rows / sum(map(sum, record.arrays["confusion"])) if rows else 0.0
