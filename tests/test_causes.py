@@ -131,12 +131,20 @@ class Situation:
         return Record("val", 0, epoch, epoch * 10, 0.0, True, self.items, self.items, values, full, logged, {}, known)
 
 
+def exchanged(rows: int) -> list[list[int]]:
+    """Confusion table (10, 10): 800 rows of eight classes are found, so many of two other classes go to each other."""
+    table = [[100 * (place == other) for other in range(10)] for place in range(10)]
+    table[3], table[5] = ([rows * (place == other) for place in range(10)] for other in (5, 3))
+    return table
+
+
 def classes(rows: list[int], predicted: list[int], correct: list[int]) -> Numbers:
     return {"classes": {"class": list(range(len(rows))), "rows": rows, "predicted": predicted, "correct": correct}}
 
 
 RISE = Situation(values={"nll": 0.6, "temperature": 1.8})
 FALL = Situation(paired={"nll_change": -0.1}, values={"nll": 0.4})
+DOUBT = FALL.but(accuracy="down", accuracy_change=-0.03, before={"temperature": 2.0})
 STATE = Situation(static=True)
 PRIOR = math.log(10)
 TAIL = {"share": 0.03, "loss": 0.1, "score": 60.0, "temperature": 1.2}
@@ -165,6 +173,12 @@ MIXED_UP = UNREST.but(
 )
 DIED = STATE.but(
     context={"dead_units": 1.0, "update_ratio": 1e-4}, first={"dead_units": 0.2, "update_ratio": 0.05}, train=(2.3,) * 4
+)
+LOST = STATE.but(
+    values={"nll": math.nan, "refinement_nll": math.nan},
+    context={"update_ratio": 1e-4},
+    first={"update_ratio": 0.3},
+    train=(2.3,) * 3,
 )
 STILL = STATE.but(
     values={"nll": 2.31, "refinement_nll": 2.30},
@@ -246,15 +260,12 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         {"margins shrank": FALL.but(values={"margin_p05": -2.0})},
     ),
     "unconfident-shift": (
-        FALL.but(accuracy="down", accuracy_change=-0.03),
+        DOUBT,
         {
-            "accuracy no lower": FALL,
-            "balanced accuracy rose": FALL.but(
-                accuracy="down", accuracy_change=-0.03, before={"balanced_accuracy": 0.8}
-            ),
-            "the loss after one temperature fell as much": FALL.but(
-                accuracy="down", accuracy_change=-0.03, paired={"refinement_change": -0.09}
-            ),
+            "accuracy no lower": DOUBT.but(accuracy="flat", accuracy_change=0.0),
+            "balanced accuracy rose": DOUBT.but(before={"balanced_accuracy": 0.8}),
+            "the loss after one temperature fell as much": DOUBT.but(paired={"refinement_change": -0.09}),
+            "surer than before": DOUBT.but(before={"temperature": 1.1}),
         },
     ),
     "overfitting": (
@@ -306,6 +317,10 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "not there before": TAILED.but(before_arrays={"tail": TAIL | {"score": 2.0}}),
             "as likely without": TAILED.but(arrays={"tail": TAIL | {"score": 8.0}}),
             "the others are over-confident as well": TAILED.but(arrays={"tail": TAIL | {"temperature": 3.0}}),
+            "a rare class is missed": TAILED.but(
+                values={"balanced_accuracy": 0.6}, arrays=classes([950, 50], [990, 10], [940, 10])
+            ),
+            "rows of the training set": TAILED.but(arrays={"duplicates": 0.3}),
         },
     ),
     "leakage": (
@@ -382,6 +397,8 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "right as it is": STATE.but(arrays={"confusion": SWAPPED[::-1]}),
             "two classes go to one": STATE.but(arrays={"confusion": [[90, 10], [95, 5]]}),
             "too few rows": STATE.but(arrays={"confusion": [[1, 9], [9, 1]]}),
+            "a shaken network": STATE.but(arrays={"confusion": [[40, 60], [60, 40]]}),
+            "two rare ones of four": STATE.but(arrays={"confusion": exchanged(4)}),
         },
     ),
     "validation-too-small": (
@@ -397,6 +414,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "dead from the start": DIED.but(first={"dead_units": 0.95, "update_ratio": 0.05}),
             "a few more died": DIED.but(first={"dead_units": 0.75, "update_ratio": 0.05}),
             "died of small steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 2e-3}),
+            "some died, of ordinary first steps": DIED.but(first={"dead_units": 0.6, "update_ratio": 0.03}),
+            "not a number, after small steps": LOST.but(first={"update_ratio": 0.03}),
+            "long steps, and still a number": LOST.but(values={"nll": 2.0}),
             "a first step from zero": DIED.but(
                 first={"dead_units": 0.2, "update_ratio": 2e-3}, context={"update_ratio_max": 0.5}
             ),
@@ -593,6 +613,17 @@ def test_a_network_that_large_steps_broke(situation: Situation, words: str) -> N
     found = RULES["learning-rate-too-high"](situation.evidence())
     assert found is not None and words in found.evidence[0] and "5 %" in found.evidence[0]
     assert find_causes("accuracy-stuck", situation.evidence())[0].cause == "learning-rate-too-high"
+
+
+def test_two_exchanged_classes_of_ten_are_named() -> None:
+    """The rows of the other classes, which both namings get right, say nothing about it."""
+    found = RULES["label-mapping-mismatch"](STATE.but(arrays={"confusion": exchanged(100)}).evidence())
+    assert found is not None and "3→5, 5→3" in found.evidence[0] and "100.0 instead of 80.0 %" in found.evidence[0]
+
+
+def test_a_loss_that_stopped_being_a_number_after_long_steps() -> None:
+    first, second = find_causes("non-finite", LOST.evidence())
+    assert (first.cause, second.cause) == ("blow-up", "learning-rate-too-high") and "30 %" in second.evidence[0]
 
 
 def test_drifting_batch_norm_is_named_without_a_probe() -> None:

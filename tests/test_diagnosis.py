@@ -122,6 +122,20 @@ def test_opened_doubled_closed_and_nothing_twice() -> None:
     assert warnings_of(run.events)[-1].message.startswith("closed: over-confidence")
 
 
+def test_a_rise_is_over_at_its_own_level_whatever_came_below() -> None:
+    """A lucky evaluation of a new, lower level is no reference for what was reported against the old one."""
+    run = Simulation()
+    run.run(50, growing(20, 0.06), lambda epoch: learning(epoch, level=2.0))
+    opened = warnings_of(run.events)
+    assert opened and opened[-1].status != "closed"
+    run.evaluate(1.0, 3.0)
+    for _ in range(9):
+        run.evaluate(1.0, 2.8)
+    level, lucky, now = (run.history.column("nll")[place] for place in (19, 50, -1))
+    assert 1.05 * lucky < now < level
+    assert warnings_of(run.events)[-1].status == "closed"
+
+
 def test_what_comes_and_goes_at_the_limit_is_one_event() -> None:
     run = Simulation()
     run.run(45, growing(20, 0.06), learning)
@@ -285,7 +299,32 @@ def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: boo
         return Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {"classes": table})
 
     series = [record(epoch, 1000) for epoch in range(collapsed)]
-    assert not series or hidden_classes(Stream(series, series[-1]), False) is None
+    assert not series or hidden_classes(Stream(series, series[-1]), None) is None
     series.append(record(collapsed, 980))
-    opening = hidden_classes(Stream(series, series[-1]), False)
+    opening = hidden_classes(Stream(series, series[-1]), None)
     assert opening is not None and opening.lasting is lasting
+
+
+@pytest.mark.parametrize(
+    ("shares", "ratio", "cause"),
+    [
+        ([0.3, 0.4] + [0.95] * 8, 0.3, "learning-rate-too-high"),
+        ([0.95] * 10, 0.001, "dead-activations"),
+        ([0.3, 0.4] + [0.95] * 4, 0.3, ""),
+        ([0.3, 0.4] + [0.8] * 8, 0.3, ""),
+    ],
+    ids=["died", "dead from the start", "four evaluations", "a fifth is alive"],
+)
+def test_a_layer_that_answers_nothing(shares: list[float], ratio: float, cause: str) -> None:
+    """Also where the network learns on, so that no other event asks."""
+    diagnosis, history, events = Diagnosis(), History(), []
+    for epoch, share in enumerate(shares):
+        values = {"nll": 1 / (2 + epoch), "accuracy": 0.5 + 0.02 * epoch, "accuracy_standard_error": 0.01}
+        context = {"dead_units": share, "update_ratio": ratio if epoch < 2 else 1e-3}
+        history.append(
+            Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {}, {}, {}, context),
+        )
+        events += diagnosis.examine(history)
+    assert [(event.event, event.cause, event.level) for event in events] == (
+        [("dead-layer", cause, "warning")] if cause else []
+    )

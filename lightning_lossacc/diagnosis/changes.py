@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_lossacc import trends
 from lightning_lossacc.attribution import interval
+from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.floors import label_entropy
 from lightning_lossacc.history import Record
@@ -109,8 +110,16 @@ class Stream:
         paired = self.series[-1].paired.get(name)
         if paired is None:
             return None
-        place = (paired["reference_epoch"], paired["reference_step"])
-        return next((record for record in self.series[:-1] if (record.epoch, record.global_step) == place), None)
+        return self._at(paired["reference_epoch"], paired["reference_step"])
+
+    def reported(self, event: Event) -> Record | None:
+        """The evaluation that an event was reported against, if it is in the series."""
+        return self._at(event.reference_epoch, event.reference_step)
+
+    def _at(self, epoch: int, step: int) -> Record | None:
+        return next(
+            (record for record in self.series[:-1] if (record.epoch, record.global_step) == (epoch, step)), None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ class Opening:
     lasting: bool = True
 
 
-def loss_up(stream: Stream, is_open: bool) -> Opening | None:
+def loss_up(stream: Stream, known: Event | None) -> Opening | None:
     """The loss has risen above an earlier level, beyond jitter and the practical floor."""
     series, losses = stream.series, stream.losses
     current = series[-1]
@@ -141,8 +150,12 @@ def loss_up(stream: Stream, is_open: bool) -> Opening | None:
     change = losses[-1] - loss_of(reference)
     paired = current.paired.get("nll")
     onset = stream.place(reference) + 1
-    if is_open:
-        if change < floor / 2:
+    if known:
+        # Measured from the level that it was reported against too: a new lowest loss is no reference for it.
+        before = stream.reported(known)
+        if change < floor / 2 or (
+            before is not None and losses[-1] < loss_of(before) + practical_floor(loss_of(before)) / 2
+        ):
             return None
     elif len(series) < trends.MIN_EVALUATIONS and _is_restless(series):
         return None
@@ -222,7 +235,7 @@ def _lasting_pairs(series: list[Record], reference: Record, name: str) -> list[d
     return pairs if same else []
 
 
-def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
+def accuracy_down(stream: Stream, known: Event | None) -> Opening | None:
     """Accuracy has fallen while the loss fell as well."""
     series, accuracies = stream.series, stream.accuracies
     errors = [1 - value for value in accuracies]
@@ -233,8 +246,9 @@ def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
     margin = stream.margin(reference)
     onset = stream.place(reference) + 1
     both_fell = _both_fell(series, reference, margin)
-    if is_open:
-        if accuracy_of(reference) - accuracies[-1] < margin / 2:
+    if known:
+        highest = accuracy_of(stream.reported(known) or reference)
+        if min(accuracy_of(reference), highest) - accuracies[-1] < margin / 2:
             return None
     elif not both_fell:
         shift = trends.find_rise(errors, relative_floor=0.0, absolute_floor=margin, alpha=ALPHA)
@@ -248,7 +262,7 @@ def accuracy_down(stream: Stream, is_open: bool) -> Opening | None:
         low, high = interval(change, error)
         verdict = replace(evidence.accuracy, kind="down", change=change, low=low, high=high)
         evidence = replace(evidence, accuracy=verdict)
-    elif stream.loss_verdict(reference).kind != "down" or (evidence.accuracy.kind != "down" and not is_open):
+    elif stream.loss_verdict(reference).kind != "down" or (evidence.accuracy.kind != "down" and not known):
         return None
     epoch = series[min(onset, len(series) - 1)].epoch
     return Opening("loss-down-accuracy-down", evidence, epoch, abs(evidence.full_nll_change))
@@ -264,7 +278,7 @@ def _both_fell(series: list[Record], reference: Record, margin: float) -> bool:
     )
 
 
-def loss_down(stream: Stream, is_open: bool) -> Opening | None:
+def loss_down(stream: Stream, known: Event | None) -> Opening | None:
     """The loss has fallen while accuracy stayed."""
     series, accuracies = stream.series, stream.accuracies
     finite = [place for place, value in enumerate(accuracies) if math.isfinite(value)]
@@ -291,7 +305,7 @@ def loss_down(stream: Stream, is_open: bool) -> Opening | None:
     # The level of several evaluations may have fallen while the last one, which the message shows, has not.
     paired = evidence.paired
     certain = paired is None or interval(paired["nll_change"], paired["nll_change_error"])[1] < 0
-    if not is_open and (-evidence.full_nll_change < practical_floor(loss_of(reference)) or not certain):
+    if not known and (-evidence.full_nll_change < practical_floor(loss_of(reference)) or not certain):
         return None
     return Opening("loss-down-accuracy-flat", evidence, reference.epoch, abs(evidence.full_nll_change))
 

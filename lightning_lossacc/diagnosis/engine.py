@@ -41,7 +41,8 @@ SLOW_REVISION = 5
 # Of fewer items a single one decides every number.
 MIN_ITEMS = 10
 
-Judge = Callable[[Stream, bool], Opening | None]
+# Of the newest record, and the open event of this kind as it was last reported.
+Judge = Callable[[Stream, Event | None], Opening | None]
 CHANGES: dict[str, Judge] = {
     "loss-up": changes.loss_up,
     "accuracy-down": changes.accuracy_down,
@@ -138,7 +139,7 @@ class Diagnosis:
         if known is None and self.waiting.get(key, 0) > 0:
             self.waiting[key] -= 1
             return None
-        opening = judge(stream, known is not None)
+        opening = judge(stream, None if known is None else known[0])
         causes = () if opening is None else find_causes(opening.event, opening.evidence)
         if opening is not None and not causes and opening.event in NEEDS_CAUSE:
             opening = None

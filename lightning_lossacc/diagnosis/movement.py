@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lightning_lossacc import trends
 from lightning_lossacc.diagnosis.changes import ABSOLUTE_FLOOR, Opening, Stream, practical_floor
+from lightning_lossacc.diagnosis.event import Event
 
 # Of the level, from low to high: less is ordinary jitter.
 SWING = 0.15
@@ -16,13 +17,13 @@ RECENT = 40
 PLATEAU_ALPHA = 0.1
 
 
-def plateau(stream: Stream, is_open: bool) -> Opening | None:
+def plateau(stream: Stream, known: Event | None) -> Opening | None:
     """The loss, or that after one temperature, has stood still for 10 evaluations, within the practical floor."""
     refined = [record.values.get("refinement_nll", math.nan) for record in stream.series[-RECENT:]]
     for losses in (stream.losses[-RECENT:], refined):
         if not all(map(math.isfinite, losses)):
             continue
-        floor = practical_floor(losses[-1]) * (2 if is_open else 1)
+        floor = practical_floor(losses[-1]) * (2 if known else 1)
         found = trends.find_plateau(losses, floor, alpha=PLATEAU_ALPHA)
         # A loss that rises while the other one stands is no plateau.
         if found is not None and stream.losses[-1] <= min(stream.losses[-found.window :]) + floor:
@@ -36,7 +37,7 @@ def plateau(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("plateau", replace(stream.state, details=details), onset)
 
 
-def oscillation(stream: Stream, is_open: bool) -> Opening | None:
+def oscillation(stream: Stream, known: Event | None) -> Opening | None:
     """The loss keeps swinging by a large part of its level, beyond what the size of the validation set brings."""
     errors = [record.values.get("nll_standard_error", 0.0) / 5 for record in stream.series[-RECENT:]]
     losses = stream.losses[-RECENT:]
@@ -48,7 +49,7 @@ def oscillation(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("oscillation", replace(stream.state, details=details), onset)
 
 
-def spike(stream: Stream, is_open: bool) -> Opening | None:
+def spike(stream: Stream, known: Event | None) -> Opening | None:
     """One or two evaluations stood far above their surroundings and came back."""
     found = trends.find_spike(stream.losses[-RECENT:])
     if found is None:

@@ -66,9 +66,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, or the validation loss swings with it. Or the network broke: 30 pp of the units of a layer died after
-        updates of 4 %, or 50 pp after updates of 1 %; the loss stopped being a number after updates of 20 %; or all
-        updates vanished at the same rate while the loss is that of guessing.
+        rises and swings, or the validation loss swings with it. Or the network broke: 30 pp of the units of a layer
+        died after updates of 4 %, or 50 pp after updates of 1 %; the loss stopped being a number after updates of 20 %;
+        or all updates vanished at the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.

@@ -10,6 +10,7 @@ from statistics import median
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import KEPT_SHARE, STATIC_SHARE
 from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, is_renamed, unlearned_spread
+from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
@@ -28,7 +29,7 @@ HIGH_NATS = 0.05
 DEAD_EVALUATIONS = 5
 
 
-def class_share(stream: Stream, is_open: bool) -> Opening | None:
+def class_share(stream: Stream, known: Event | None) -> Opening | None:
     """Accuracy is the share of one class, which nearly all rows are given to."""
 
     def holds(record: Record) -> bool:
@@ -44,7 +45,7 @@ def class_share(stream: Stream, is_open: bool) -> Opening | None:
     return _state("accuracy-equals-class-share", stream, holds, LASTING)
 
 
-def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
+def shares_differ(stream: Stream, known: Event | None) -> Opening | None:
     """Classes occur in other shares than in training, to the loss of validation."""
 
     def holds(record: Record) -> bool:
@@ -55,7 +56,7 @@ def shares_differ(stream: Stream, is_open: bool) -> Opening | None:
     return _state("class-shares-differ", stream, holds, SHARES_EVALUATIONS)
 
 
-def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
+def hidden_classes(stream: Stream, known: Event | None) -> Opening | None:
     """Frequent classes carry the accuracy, and rare ones are mostly missed."""
 
     # A collapse has a name of its own; what was missed while it lasted counts.
@@ -70,7 +71,7 @@ def hidden_classes(stream: Stream, is_open: bool) -> Opening | None:
     return _state("accuracy-hides-classes", stream, holds, HIDDEN_EVALUATIONS)
 
 
-def few_items(stream: Stream, is_open: bool) -> Opening | None:
+def few_items(stream: Stream, known: Event | None) -> Opening | None:
     """So few items that one of them moves everything."""
     newest = stream.series[-1]
     if not newest.num_items < TINY_SET or len(stream.series) < 3 or "nll" not in newest.values:
@@ -78,14 +79,14 @@ def few_items(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("few-items", stream.state, newest.epoch)
 
 
-def loss_high(stream: Stream, is_open: bool) -> Opening | None:
+def loss_high(stream: Stream, known: Event | None) -> Opening | None:
     """The loss of one evaluation is far above what the same answers cost with fitting confidence."""
     series = stream.series
     if series[-1].arrays.get("looks_like") == "probabilities":
         return Opening("loss-high-for-accuracy", stream.state, series[-1].epoch)
 
     # What comes and goes at its limit is one event.
-    share, nats = (KEPT_SHARE, HIGH_NATS / 2) if is_open else (STATIC_SHARE, HIGH_NATS)
+    share, nats = (KEPT_SHARE, HIGH_NATS / 2) if known else (STATIC_SHARE, HIGH_NATS)
 
     def holds(record: Record) -> bool:
         loss = loss_of(record)
@@ -101,7 +102,7 @@ def loss_high(stream: Stream, is_open: bool) -> Opening | None:
     return _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
 
 
-def stuck(stream: Stream, is_open: bool) -> Opening | None:
+def stuck(stream: Stream, known: Event | None) -> Opening | None:
     """Accuracy never rose above chance, or does not move at all."""
     series, accuracies = stream.series, stream.accuracies
     recent = [value for value in accuracies[-CONSTANT_EVALUATIONS:] if math.isfinite(value)]
@@ -132,7 +133,7 @@ def stuck(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("accuracy-stuck", evidence, series[0].epoch, lasting=is_log or settled(stream.losses))
 
 
-def logged_differs(stream: Stream, is_open: bool) -> Opening | None:
+def logged_differs(stream: Stream, known: Event | None) -> Opening | None:
     """A loss or an accuracy that the user logs is not that of the captured logits."""
     evidence = stream.state
     if wrong_accuracy(evidence) is None and loss_mismatch(evidence) is None:
@@ -140,7 +141,7 @@ def logged_differs(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("logged-differs", evidence, stream.series[-1].epoch)
 
 
-def better_than_train(stream: Stream, is_open: bool) -> Opening | None:
+def better_than_train(stream: Stream, known: Event | None) -> Opening | None:
     """Validation rows are the same as training rows."""
     current = stream.series[-1]
     if not (current.arrays.get("duplicates") or 0.0) >= DUPLICATES_SHARE:
@@ -148,7 +149,7 @@ def better_than_train(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("val-better-than-train", stream.state, current.epoch)
 
 
-def train_eval_gap(stream: Stream, is_open: bool) -> Opening | None:
+def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
     """Training rows score far worse in eval mode than in train mode."""
     last = stream.series[-1]
     evidence = stream.state
@@ -157,7 +158,7 @@ def train_eval_gap(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("train-eval-gap", evidence, last.epoch)
 
 
-def dead_layer(stream: Stream, is_open: bool) -> Opening | None:
+def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     """Hardly a unit of some layer has answered any input for some evaluations."""
     series = stream.series[-DEAD_EVALUATIONS:]
     shares = [silent_share(record) for record in series]
@@ -166,7 +167,7 @@ def dead_layer(stream: Stream, is_open: bool) -> Opening | None:
     return Opening("dead-layer", stream.state, series[0].epoch)
 
 
-def not_finite(stream: Stream, is_open: bool) -> Opening | None:
+def not_finite(stream: Stream, known: Event | None) -> Opening | None:
     """Rows of the newest evaluation have NaN or infinite logits, or its loss is not a number."""
     newest = stream.newest
     rows = newest.arrays.get("excluded", {}).get("non_finite", 0)
