@@ -397,7 +397,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "right as it is": STATE.but(arrays={"confusion": SWAPPED[::-1]}),
             "two classes go to one": STATE.but(arrays={"confusion": [[90, 10], [95, 5]]}),
             "too few rows": STATE.but(arrays={"confusion": [[1, 9], [9, 1]]}),
-            "a shaken network": STATE.but(arrays={"confusion": [[40, 60], [60, 40]]}),
+            "a shaken network": STATE.but(arrays={"confusion": [[400, 600], [600, 400]]}),
             "two rare ones of four": STATE.but(arrays={"confusion": exchanged(4)}),
         },
     ),
