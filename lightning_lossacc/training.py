@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ WATCHED = (
     "batch_norm_layers",
     "batch_norm_drift",
 )
+# Optimizers beside AdamW and its variants whose decay is decoupled, by name: not all of them are in torch.
+DECOUPLED = ("Adafactor", "LAMB", "Lamb", "Lion", "Muon", "SGDW")
 
 
 def to_vector(watched: Mapping[str, float], device: torch.device, is_first_rank: bool) -> Tensor:
@@ -66,3 +69,13 @@ def measured(train: StageState) -> tuple[dict[str, float], list[int]]:
     if train.layout.num_classes > LISTED_CLASSES:
         return context, []
     return context, train.counts[train.layout.count_slices["class_rows"]].tolist()
+
+
+def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether weight decay shrinks the weights by itself, rate times decay a step, and is no part of the gradient.
+
+    Such decay has no loss beside that of the data, so that it moves no optimum by `decay / 2 |w|^2`.
+    Source: Loshchilov and Hutter 2019 (decoupled weight decay).
+    """
+    name = type(optimizer).__name__
+    return bool(group.get("decoupled_weight_decay")) or "AdamW" in name or name in DECOUPLED

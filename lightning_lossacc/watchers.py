@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lightning_lossacc.activations import Activations
 from lightning_lossacc.normalisation import Normalisation
 from lightning_lossacc.readings import Reading
+from lightning_lossacc.training import is_decoupled
 from lightning_lossacc.units import MIN_ROWS, shares
 
 # The first steps are the ones where learning fails soonest.
@@ -261,7 +262,7 @@ class Watcher:
         Returns:
             learning_rate: largest of the groups at the last step.
             weight_decay: largest of the groups.
-            penalty: 1/2 sum of weight decay |w|^2 over all trained parameters, >= 0.
+            penalty: 1/2 sum of weight decay |w|^2 over all trained parameters, >= 0; 0 where decay is decoupled.
             weight_norm: global norm of all trained parameters.
             gradient_norm, gradient_norm_max: median and largest global norm of finite gradients, without sparse ones.
             non_finite_steps: sampled steps whose gradient was not finite; mixed precision in float16 has some.
@@ -300,8 +301,7 @@ class Watcher:
             squares = [(decay, math.fsum(value * value for value in read(place))) for decay, place in groups]
             found["weight_norm"] = math.sqrt(math.fsum(square for _, square in squares))
             found["penalty"] = math.fsum(decay * square for decay, square in squares) / 2
-        norms = [math.hypot(*(read(place)[0] for place in sample)) for sample in gradients if sample]
-        found |= _of_norms(norms)
+        found |= _of_norms([math.hypot(*(read(place)[0] for place in sample)) for sample in gradients if sample])
         found |= _of_ratios(
             [
                 [pair for weights, updates in sample for pair in zip(read(weights), read(updates), strict=True)]
@@ -313,13 +313,12 @@ class Watcher:
             site.clear()
         found |= shares(self._activations.sites if self._activations is not None else [])
         self._choose_forwards()
-        distance = drift(read) if drift is not None else None
-        if distance is not None:
+        if drift is not None and (distance := drift(read)) is not None:
             found["batch_norm_drift"] = distance
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
     def _groups(self) -> list[tuple[float, list[Tensor]]]:
-        """Weight decay and trained parameters of every group of the optimizers seen, each parameter once."""
+        """Decay by a penalty and trained parameters of every group of the optimizers seen, each parameter once."""
         seen: set[int] = set()
         found = []
         for optimizer in filter(None, (reference() for reference in self._optimizers.values())):
@@ -328,7 +327,8 @@ class Watcher:
                 seen.update(map(id, weights))
                 if not all(map(_is_whole, weights)):
                     return []
-                found.append((float(group.get("weight_decay") or 0.0), [weight.detach() for weight in weights]))
+                decay = 0.0 if is_decoupled(optimizer, group) else float(group.get("weight_decay") or 0.0)
+                found.append((decay, [weight.detach() for weight in weights]))
         return found
 
     def _settings(self) -> dict[str, float]:

@@ -87,7 +87,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "activations": ({"units"}, {"torch"}),
     "normalisation": (set(), {"torch"}),
     "readings": (set(), {"torch"}),
-    "watchers": ({"activations", "normalisation", "readings", "units"}, {"torch"}),
+    "watchers": ({"activations", "normalisation", "readings", "training", "units"}, {"torch"}),
     "history": (set(), set()),
     "trends.noise": (set(), {"numpy"}),
     "trends.shift": (set(), set()),
@@ -106,7 +106,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
-    "diagnosis.optimisation": ({"diagnosis.event", "diagnosis.evidence"}, set()),
+    "diagnosis.optimisation": ({"diagnosis.event", "diagnosis.evidence", "history"}, set()),
     "diagnosis.measurement": ({"diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),
     "diagnosis.catalogue": (
         {
@@ -120,17 +120,22 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "diagnosis.changes": ({"attribution", "diagnosis.evidence", "floors", "history", "trends"}, set()),
-    "diagnosis.movement": ({"diagnosis.changes", "trends"}, set()),
+    "diagnosis.changes": (
+        {"attribution", "diagnosis.event", "diagnosis.evidence", "floors", "history", "trends"},
+        set(),
+    ),
+    "diagnosis.movement": ({"diagnosis.changes", "diagnosis.event", "trends"}, set()),
     "diagnosis.states": (
         {
             "diagnosis.changes",
             "diagnosis.confidence",
             "diagnosis.data",
+            "diagnosis.event",
             "diagnosis.evidence",
             "floors",
             "diagnosis.generalisation",
             "diagnosis.measurement",
+            "diagnosis.optimisation",
             "history",
         },
         set(),

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from lightning_lossacc.units import MIN_ROWS
@@ -383,6 +383,22 @@ def test_learning_rate_decay_and_penalty_are_known() -> None:
     assert found["learning_rate"] == 0.02 and found["weight_decay"] == 0.1
     assert found["penalty"] == pytest.approx(0.05 * norms[0], rel=1e-6)
     assert found["weight_norm"] == pytest.approx(math.sqrt(sum(norms)), rel=1e-6)
+
+
+class Lion(SGD):
+    """Not in torch; only its name is known."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "has_penalty"),
+    [(SGD, {}, True), (Adam, {}, True), (AdamW, {}, False), (Lion, {}, False)]
+    + [(NAdam, {"decoupled_weight_decay": decoupled}, not decoupled) for decoupled in (False, True)],
+)
+def test_decoupled_decay_is_no_penalty(kind: type[Optimizer], more: dict[str, bool], has_penalty: bool) -> None:
+    """It shrinks the weights by rate times decay a step, and is no part of the loss that is minimised."""
+    model = mlp()
+    found = watched(model, rows(10), optimizer=kind(model.parameters(), lr=1e-3, weight_decay=0.1, **more))
+    assert found["weight_decay"] == 0.1 and (found["penalty"] > 0) is has_penalty
 
 
 def test_learning_rate_is_that_of_the_last_step() -> None:
