@@ -115,6 +115,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "learning-rate-too-low",
         "validation-too-small",
         "label-mapping-mismatch",
+        "train-eval-mismatch",
         "prior-shift",
         "nothing-learned",
         "majority-collapse",

@@ -16,6 +16,7 @@ OVERFITTING_SHARE = 0.50
 # remains so until it is less than the second.
 STATIC_SHARE, KEPT_SHARE = 0.15, 0.13
 MIXED_WIDTH = 0.40  # of the interval of the share that is left; a wider one tells nothing
+LOST_SHARE, LOST_NATS = 0.25, 0.02  # of label entropy less the loss after one temperature
 BALANCED_GAIN = 0.02
 REFINED_GAIN = 0.05
 
@@ -24,8 +25,9 @@ def over_confidence(evidence: Evidence) -> Cause | None:
     """The loss rose because the probabilities became too large; one temperature takes the rise back.
 
     What it finds: less than 25 % of the rise is left after one temperature, the 99 % interval of that share stays below
-        50 %, and the best temperature is above 1 and has grown. From one evaluation: a temperature above 1 takes
-        15 % of the loss or more away. From a log of scalars: a constant confidence of 1 - e would score better.
+        50 %, the best temperature is above 1 and has grown, and at most a quarter of what had been learnt (label
+        entropy less the loss after one temperature) is gone. From one evaluation: a temperature above 1 takes 15 % of
+        the loss or more away. From a log of scalars: a constant confidence of 1 - e would score better.
     Why it matters: nothing was unlearned. Stopping at the loss minimum may give away a better model.
     Evidence it needs: paired rows and the temperature grid.
     What to do: divide the logits by the temperature; label smoothing, weight decay; keep the checkpoint with the
@@ -43,7 +45,7 @@ def over_confidence(evidence: Evidence) -> Cause | None:
     share, _, highest_share = evidence.refinement_share
     if not (share < OVERCONFIDENCE_SHARE and highest_share < OVERFITTING_SHARE):
         return None
-    if evidence.at_edge and not evidence.at_upper_bound:
+    if (evidence.at_edge and not evidence.at_upper_bound) or _lost(evidence) is not None:
         return None
     grown = evidence.difference("temperature")
     if not (evidence.temperature > 1 and grown > 0):
@@ -100,7 +102,8 @@ def mixed(evidence: Evidence) -> Cause | None:
     """Part of the rise is confidence and part is not.
 
     What it finds: the share of the rise that is left after one temperature is neither small (over-confidence) nor large
-        (overfitting), or too uncertain for one of these names, and its 99 % interval is no wider than 40 pp.
+        (overfitting), or too uncertain for one of these names, and its 99 % interval is no wider than 40 pp; or it is
+        small beside an explosion of confidence, but a quarter of what had been learnt.
     Why it matters: a temperature repairs one part, regularisation the other.
     Evidence it needs: paired rows and the temperature grid.
     What to do: both, largest share first.
@@ -110,7 +113,8 @@ def mixed(evidence: Evidence) -> Cause | None:
     share, low, high = evidence.refinement_share
     if evidence.at_edge or share != share or not high - low <= MIXED_WIDTH:
         return None
-    is_confidence = share < OVERCONFIDENCE_SHARE and high < OVERFITTING_SHARE
+    lost = _lost(evidence)
+    is_confidence = share < OVERCONFIDENCE_SHARE and high < OVERFITTING_SHARE and lost is None
     if is_confidence or (share > OVERFITTING_SHARE and low > OVERCONFIDENCE_SHARE) or evidence.is_static:
         return None
     return Cause(
@@ -119,8 +123,21 @@ def mixed(evidence: Evidence) -> Cause | None:
         evidence=(
             f"{_percent(low)} … {_percent(high)} % of the rise is left after one temperature",
             f"{_percent(1 - high)} … {_percent(1 - low)} % is confidence",
+            *([] if lost is None else [lost]),
         ),
     )
+
+
+def _lost(evidence: Evidence) -> str | None:
+    """What is gone of what had been learnt, in words, if that is more than a quarter of it and matters.
+
+    A rise of confidence may be so large that any loss of ranking is a small share of it.
+    """
+    change, low, _ = evidence.refinement_change
+    learnt = evidence.label_entropy - evidence.reference.values.get("refinement_nll", math.nan)
+    if not (low > 0 and learnt > 0 and change > max(LOST_SHARE * learnt, LOST_NATS)):
+        return None
+    return f"of {learnt:.4f} nats that had been learnt {change:.4f} are gone after one temperature"
 
 
 def confidence_growth(evidence: Evidence) -> Cause | None:

@@ -13,6 +13,7 @@ COLLAPSED = 0.99  # share of predictions in one class
 # Fewer items than this can be too few; more are never called too few.
 SMALL_SET = 200
 TINY_SET = 50  # so few are always too few
+KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
 
 
@@ -123,7 +124,8 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
     """Inputs say nothing about the labels, as far as the model has found out.
 
     What it finds: the loss after one temperature is not below the entropy of the class shares, nor was it at the
-        reference, so that no more than the shares was learnt, and accuracy is at most that of the most frequent class.
+        reference, so that no more than the shares was learnt, accuracy is at most that of the most frequent class, and
+        the mean recall of the classes is not above that of guessing.
     Why it matters: accuracy at chance has reasons outside of the network: shuffled labels, broken or constant inputs.
     Evidence it needs: the class table and the temperature grid.
     What to do: overfit a single batch; look at a batch as the network gets it (order of labels, normalisation).
@@ -142,6 +144,8 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
         return None
     if not evidence.value("accuracy") <= highest + 2.58 * evidence.value("accuracy_standard_error"):
         return None
+    if knows_classes(evidence.current):
+        return None
     lines = [
         f"NLL after one temperature {refined:.4f}, entropy of the class shares {prior:.4f}",
         f"accuracy {100 * evidence.value('accuracy'):.1f} %, share of the most frequent class {100 * highest:.1f} %",
@@ -152,6 +156,25 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
         lines.insert(0, f"{text} not those of their rows")
         against = evidence.train_doubt
     return Cause("nothing-learned", share=math.nan, evidence=tuple(lines), against=against)
+
+
+def knows_classes(record: Record) -> bool:
+    """Whether the mean recall of the classes is certainly above that of guessing, 1 / C.
+
+    Weights in the loss, or rows drawn for balance, teach another prior than that of these rows: the loss then stays
+    above their label entropy whatever the temperature, and accuracy below the share of the most frequent class.
+    """
+    table = record.arrays.get("classes", {})
+    found = [
+        (right / rows, rows)
+        for name, rows, right in zip(*(table.get(key, ()) for key in ("class", "rows", "correct")), strict=True)
+        if name >= 0 and rows > 0
+    ]
+    if len(found) < 2:
+        return False
+    mean = sum(recall for recall, _ in found) / len(found)
+    error = math.sqrt(sum(recall * (1 - recall) / rows for recall, rows in found)) / len(found)
+    return mean - 1 / len(found) > max(3 * error, KNOWN_RECALL)
 
 
 def unlearned_spread(record: Record, prior: float) -> float:

@@ -253,6 +253,9 @@ def hard_tail(evidence: Evidence) -> Cause | None:
             f"{tail['score']:.0f}); they carry {carried:.4f} of {whole:.4f} nats",
             f"best temperature {tail['temperature']:.2f} without them, {evidence.temperature:.2f} with them",
         ),
+        against=()
+        if evidence.train_probe
+        else ("rows beside others that are in the training set look the same; `train_probe=` tells",),
     )
 
 

@@ -71,6 +71,9 @@ def wrong_accuracy(evidence: Evidence) -> Cause | None:
     last = evidence.series[-3:]
     if len(last) < 3:
         return None
+    # Probabilities of the second of two classes are all above 0, where a logit decides; your accuracy knows better.
+    if evidence.num_classes == 2 and last[-1].arrays.get("looks_like") == "probabilities":
+        return None
     # With five classes or fewer every row is right in the top five.
     known = KNOWN_ACCURACIES if (evidence.num_classes or 0) > 5 else KNOWN_ACCURACIES[:2]
     for key in logged_keys(last[-1], "acc"):

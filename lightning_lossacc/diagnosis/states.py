@@ -9,7 +9,7 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import KEPT_SHARE, STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, is_renamed, unlearned_spread
+from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, is_renamed, knows_classes, unlearned_spread
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
@@ -119,7 +119,7 @@ def stuck(stream: Stream, known: Event | None) -> Opening | None:
         refined = min(record.values.get("refinement_nll", math.nan) for record in series)
         spread = unlearned_spread(current, prior)
         chance = current.values.get("majority_rate", math.nan) + 2.58 * current.values["accuracy_standard_error"]
-        if not (refined >= prior - spread and median(recent) <= chance):
+        if not (refined >= prior - spread and median(recent) <= chance) or knows_classes(current):
             return None
     else:
         losses = stream.losses
