@@ -1,4 +1,4 @@
-"""The networks of the part that is reported: for point sets, graphs, tiles, tables of categories and long series.
+"""Networks of an earlier report: for point sets, graphs, tiles, tables of categories and long series.
 
 Hidden layers keep their units in the second dimension, as convolutions do. Legend: N rows, P points, V vertices,
 K columns of a table, C classes, L steps.

@@ -259,15 +259,19 @@ IMPOSSIBLE = {
     ("capacity-limit", "choices-wide"),
     ("capacity-limit", "marks-lstm"),
     ("capacity-limit", "visits-transformer"),
+    ("class-trade-off", "calls-squeeze"),
     ("class-trade-off", "cells-mlp"),
     ("class-trade-off", "choices-wide"),
+    ("class-trade-off", "letters-words"),
     ("class-trade-off", "visits-transformer"),
     ("confidence-growth", "choices-wide"),
     ("confidence-growth", "clouds-set"),
+    ("confidence-growth", "letters-words"),
     ("confidence-growth", "marks-lstm"),
     ("confidence-growth", "strokes-causal"),
     ("confidence-growth", "visits-transformer"),
     ("over-confidence", "marks-lstm"),
+    ("overfitting", "calls-squeeze"),
 }
 
 

@@ -377,6 +377,8 @@ def true_causes(run: Run) -> set[str]:
             found.add("over-confidence")
         if share > 0.50 - UNCERTAIN:
             found.add("overfitting")
-        if 0.25 - UNCERTAIN < share < 0.50 + UNCERTAIN:
+        # Or beside an explosion of confidence a quarter of what had been learnt is gone.
+        lost = rise(run)[1] > 0.25 * (_entropy(run) - run["truth"]["best"]["refined_nll"])
+        if 0.25 - UNCERTAIN < share < 0.50 + UNCERTAIN or (share < 0.5 and lost):
             found.add("mixed")
     return found

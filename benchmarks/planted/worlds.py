@@ -1,4 +1,4 @@
-"""The generators of the part that is reported: point clouds, graphs, mosaics, tables of categories, pen strokes.
+"""Generators of an earlier report: point clouds, graphs, mosaics, tables of categories, pen strokes.
 
 Legend: N rows, P points, V vertices, K columns of a table, C classes, L steps of a sequence.
 """
