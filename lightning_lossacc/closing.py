@@ -16,6 +16,7 @@ from lightning_lossacc.history import History, Record
 
 # Evaluations for which a rise must last to be promised.
 LASTING = 10
+UNTOLD = 0.2  # of accuracy: a wider band tells nothing, and early learning counts as jitter in it
 # Notes that are listed at the end; they may come and go many times.
 MAX_NOTES = 5
 EXCLUDED = {
@@ -77,6 +78,7 @@ def closing(history: History, events: Sequence[Event], margin: float, files: str
         blocks.append(
             "lossacc · no complete validation was measured, so that nothing can be said about loss and accuracy"
         )
+        blocks += [f"  {headline(event)}" for event in {event.id: event for event in events}.values()]
     if files is not None:
         names = (*["report.html"] * report, "history.jsonl", *["events.jsonl"] * bool(events), "lossacc.png")
         blocks.append(f"files: {_short(files)} ({', '.join(names)})")
@@ -151,6 +153,8 @@ def _resolvable(series: Sequence[Record], margin: float) -> str:
         text = ""
     if accuracy == 0:
         return f"{text}accuracy never moved"
+    if accuracy > UNTOLD:
+        return f"{text}accuracy moved too much, or for too few evaluations, to be called flat or not"
     return f"{text}accuracy is called flat or not beyond ±{100 * accuracy:.1f} pp of jitter"
 
 

@@ -393,6 +393,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "scan_text": ({"scan"}, set()),
+    "__main__": ({"cli"}, set()),
     "cli": (
         {"analyze", "demo", "diagnosis.catalogue", "metrics", "readers", "report.rebuild", "scan", "scan_text"},
         {"lightning", "rich", "torch", "wandb"},

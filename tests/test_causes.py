@@ -144,6 +144,8 @@ def classes(rows: list[int], predicted: list[int], correct: list[int]) -> Number
 
 RISE = Situation(values={"nll": 0.6, "temperature": 1.8})
 FALL = Situation(paired={"nll_change": -0.1}, values={"nll": 0.4})
+# Of ln 10 - 0.45 nats 0.6 are gone, a tenth of a rise by six.
+EXPLODED = RISE.but(values={"nll": 6.5}, paired={"nll_change": 6.0, "refinement_change": 0.6})
 DOUBT = FALL.but(accuracy="down", accuracy_change=-0.03, before={"temperature": 2.0})
 STATE = Situation(static=True)
 PRIOR = math.log(10)
@@ -198,7 +200,9 @@ LIMIT = STATE.but(
     values={"nll": 1.0, "refinement_nll": 0.98, "temperature": 1.05}, probe={"nll": 0.95}, details={"plateau": 15.0}
 )
 FLAT_OUT = STATE.but(
-    values={"nll": 2.31, "refinement_nll": 2.30, "accuracy": 0.11, "balanced_accuracy": 0.1}, probe={"accuracy": 0.12}
+    values={"nll": 2.31, "refinement_nll": 2.30, "accuracy": 0.11, "balanced_accuracy": 0.1},
+    arrays=classes([100] * 10, [100] * 10, [11] * 10),
+    probe={"accuracy": 0.12},
 )
 SCALARS = Situation(scalars=True, paired=None, static=True, train=(0.1,) * 6, values={"nll": 0.1, "accuracy": 0.6})
 
@@ -224,6 +228,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "the temperature fell": RISE.but(before={"temperature": 1.9}),
             "below 1": RISE.but(values={"temperature": 0.9}, before={"temperature": 0.8}),
             "the reference lies beyond the grid": RISE.but(before={"temperature_at_edge": 1.0}),
+            "a third of what was learnt is gone": EXPLODED,
             "below the grid": RISE.but(values={"temperature": 0.25, "temperature_at_edge": 1.0}),
         },
     ),
@@ -233,6 +238,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "nothing is left": RISE,
             "most is left": RISE.but(paired={"refinement_change": 0.09}),
             "the interval says nothing": RISE.but(paired={"refinement_change": 0.037, "refinement_change_error": 0.1}),
+            "nothing is lost beside an explosion": EXPLODED.but(paired={"refinement_change": 0.3}),
             "the interval is 60 pp wide": RISE.but(
                 paired={"refinement_change": 0.037, "refinement_change_error": 0.012}
             ),
@@ -389,6 +395,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             ),
             "below the entropy": FLAT_OUT.but(values={"refinement_nll": 2.1}),
             "accuracy above chance": FLAT_OUT.but(values={"accuracy": 0.2}),
+            "classes are told apart": FLAT_OUT.but(arrays=classes([500, 500], [300, 700], [200, 400])),
         },
     ),
     "label-mapping-mismatch": (
@@ -475,6 +482,9 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "rounded": STATE.but(logged={"val_acc": 0.91}),
             "in percent": STATE.but(logged={"val_acc": 90.4}),
             "top-k": STATE.but(logged={"val_acc": 0.985}),
+            "probabilities of two classes": STATE.but(
+                logged={"val_acc": 0.1}, arrays={"looks_like": "probabilities"}, context={"num_classes": 2.0}
+            ),
         },
     ),
     "train-eval-mismatch": (
@@ -613,6 +623,25 @@ def test_a_network_that_large_steps_broke(situation: Situation, words: str) -> N
     found = RULES["learning-rate-too-high"](situation.evidence())
     assert found is not None and words in found.evidence[0] and "5 %" in found.evidence[0]
     assert find_causes("accuracy-stuck", situation.evidence())[0].cause == "learning-rate-too-high"
+
+
+def test_an_explosion_of_confidence_does_not_hide_what_was_lost() -> None:
+    found = RULES["mixed"](EXPLODED.evidence())
+    assert found is not None and "of 1.8526 nats that had been learnt 0.6000 are gone" in found.evidence[-1]
+
+
+def test_a_sum_instead_of_a_mean_is_named() -> None:
+    found = RULES["loss-mismatch"](STATE.but(logged={"val_loss": 32.0}).evidence())
+    assert (
+        found is not None
+        and 'about 64 times the NLL each time: a sum over rows, as of reduction="sum"' in (found.evidence[0])
+    )
+
+
+def test_under_confidence_of_a_smoothed_loss_is_expected() -> None:
+    low = STATE.but(values={"nll": 0.6, "temperature": 0.5}, arrays={"loss_terms": "label smoothing 0.1"})
+    assert "label smoothing 0.1" in RULES["under-confidence"](low.evidence()).against[0]
+    assert not RULES["under-confidence"](low.but(arrays={"loss_terms": ""}).evidence()).against
 
 
 def test_two_exchanged_classes_of_ten_are_named() -> None:

@@ -504,3 +504,11 @@ def test_three_full_trainings_end_with_the_event_and_cause_they_were_made_for() 
 def test_healthy_training_opens_no_warning(seed: int) -> None:
     assert reports("healthy", f"--seed_everything={seed}") == []
     assert len(History.read(Path("healthy") / "lossacc" / "history.jsonl").series()) == 50
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """`python -m lightning_lossacc`, where scripts are not on the path."""
+    call = [sys.executable, "-m", "lightning_lossacc", "explain", "blow-up"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.returncode == 0 and "What it finds" in done.stdout

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from lightning_lossacc.closing import MAX_NOTES, closing
-from tests.made_up import event
+from lightning_lossacc.history import History
+from tests.made_up import event, record
 from tests.made_up_run import full_run
 
 RUN = full_run(12)
@@ -53,3 +54,17 @@ def test_path_is_seen_from_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert told([], str(tmp_path / "runs" / "lossacc"))[-1].startswith(f"files: {os.path.join('runs', 'lossacc')} (")
     assert told([], "/lossacc")[-1].startswith("files: /lossacc (")
+
+
+def test_what_cannot_be_told_is_not_given_a_band():
+    """Few evaluations of a steep start count as jitter: a band of 100 pp and more says nothing."""
+    steep = History(
+        record(epoch, nll=2.0 / (1 + epoch), accuracy=[0.1, 0.2, 0.9][min(epoch, 2)], overconfidence=0.0)
+        for epoch in range(9)
+    )
+    assert "accuracy moved too much, or for too few evaluations" in closing(steep, [], 0.01, None)
+
+
+def test_a_run_without_one_finite_loss_lists_its_events():
+    lost = closing(History(), [event(name="non-finite", cause="blow-up")], 0.01, None)
+    assert "nothing can be said" in lost and "blow-up" in lost.splitlines()[1]

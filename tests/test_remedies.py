@@ -252,6 +252,27 @@ def test_learning_rate_is_given_as_two_numbers() -> None:
     )
 
 
+def test_a_rate_that_broke_the_network_is_lowered_by_what_it_did_then() -> None:
+    early, late = (
+        made(epoch, context={"learning_rate": 5.0, "update_ratio": ratio}) for epoch, ratio in ((3, 0.1), (40, 1e-10))
+    )
+    text = of("learning-rate-too-high", late, early, late)
+    assert "lower the learning rate from 5.0 to 0.05 (1/100 of it): a step changed a weight tensor by 10.0 %" in text
+    burst = made(context={"learning_rate": 5.0, "update_ratio": 3e7})
+    assert "to 0.005 (1/1000 of it)" in of("learning-rate-too-high", burst)
+
+
+def test_no_checkpoint_is_advised_where_no_loss_was_finite() -> None:
+    text = of("blow-up", made(values={"nll": math.nan}))
+    assert "start again" in text and "go on from the checkpoint" not in text
+
+
+def test_a_class_that_training_never_saw_gets_no_shift() -> None:
+    rows = {"class": [0, 1, 2], "rows": [100, 100, 100], "predicted": [150, 150, 0], "correct": [90, 90, 0]}
+    text = of("prior-shift", made(arrays={"train_classes": [200, 200, 0], "classes": rows}))
+    assert "class 2 never occurred in training" in text and "inf" not in text and "log ratio" not in text
+
+
 def test_measured_numbers_of_training_are_said() -> None:
     """Clipping at the median norm, a warm-up of one epoch's steps, dead units, penalty and layers as measured."""
     text = of("learning-rate-too-high")

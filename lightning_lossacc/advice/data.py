@@ -87,6 +87,13 @@ def prior_correction(measured: Measured) -> str:
     """Adds the log ratio of class shares here and in training (Saerens et al. 2002), with its gain on the probe."""
     seen, here = measured.current.arrays.get("train_classes") or [], measured.val_counts
     gain = _bias_gain(measured)
+    unseen = [place for place, (rows, before) in enumerate(zip(here, seen, strict=False)) if rows > 0 == before]
+    if len(seen) == len(here) and unseen:
+        names = ", ".join(map(str, unseen[:5]))
+        return (
+            f"class{'es' if len(unseen) > 1 else ''} {names}{' …' if len(unseen) > 5 else ''} never occurred in "
+            "training, so that no shift of the logits can name it: train with such rows, or leave them out here"
+        )
     if len(seen) == len(here) and 2 <= len(here) <= SHOWN_CLASSES and min(*seen, *here) > 0:
         shift = listed(
             [math.log(rows / sum(here)) - math.log(before / sum(seen)) for rows, before in zip(here, seen, strict=True)]

@@ -39,6 +39,11 @@ def raise_learning_rate(measured: Measured) -> str:
 
 def _other_learning_rate(measured: Measured, higher: bool) -> str:
     ratio, rate = measured.context("update_ratio"), measured.context("learning_rate")
+    highest = max((record.context.get("update_ratio", math.nan) for record in measured.evaluations), default=math.nan)
+    # A network that large steps broke hardly moves any more: what broke it is to be lowered.
+    broke = not higher and ratio < USUAL_UPDATE < highest
+    # A step beyond the weights' own size is that of a loss which had left every scale.
+    ratio = min(highest if broke else ratio, 1.0)
     factor = learning_rate_factor(ratio, higher)
     times = f"{factor:.0f} times" if higher else f"1/{1 / factor:.0f} of"
     rates = f" from {number(rate)} to {number(rate * factor)} ({times} it)" if rate > 0 else f" to {times} what it is"
@@ -47,7 +52,8 @@ def _other_learning_rate(measured: Measured, higher: bool) -> str:
     why = "updates were not measured"
     if math.isfinite(ratio):
         why = (
-            f"a step changes a weight tensor by {number(100 * ratio)} % of its size (median), and about 0.1 % is usual"
+            f"a step {'changed' if broke else 'changes'} a weight tensor by {number(100 * ratio)} % of its size "
+            f"(median{', at most' if broke else ''}), and about 0.1 % is usual"
         )
     return f"{'raise' if higher else 'lower'} the learning rate{rates}: {why}"
 
@@ -108,6 +114,8 @@ def precision(measured: Measured) -> str:
 def last_good_checkpoint(measured: Measured) -> str:
     """Where to go on from."""
     best = measured.loss_best
+    if not math.isfinite(best.values.get("nll", math.nan)):
+        return "no evaluation had a finite loss, so that there is no checkpoint to go on from: start again"
     return (
         f"go on from the checkpoint of step {best.global_step} ({described(best)}) with the lower learning rate: "
         "trainer.fit(module, ckpt_path=...)"

@@ -238,7 +238,7 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
 def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | None:
     """One evaluation whose loss is mostly a matter of one temperature."""
     nll, refined, gain = (evidence.value(key) for key in ("nll", "refinement_nll", "temperature_gain"))
-    edge = evidence.value("temperature_at_edge") == 1
+    edge, terms = evidence.value("temperature_at_edge") == 1, evidence.current.arrays.get("loss_terms")
     if not (is_side and nll - refined >= KEPT_SHARE * nll and (gain > 0 or edge)):
         return None
     if edge and evidence.temperature > 1:
@@ -253,6 +253,7 @@ def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | Non
             f"mean confidence {100 * evidence.value('confidence'):.1f} % at accuracy "
             f"{100 * evidence.value('accuracy'):.1f} %",
         ),
+        against=(f"your loss has {terms}, which brings this",) if terms and cause == "under-confidence" else (),
     )
 
 

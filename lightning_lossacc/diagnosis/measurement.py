@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
@@ -13,6 +14,7 @@ from lightning_lossacc.history import Record
 ACCURACY_TOLERANCE = 0.02
 LOSS_TOLERANCE = 0.05  # of the NLL
 LOSS_NATS = 0.02
+MIN_SUMMED = 4.0  # rows of a batch; other multiples of a loss are smaller
 DRIFT = 0.5  # of the size of a statistic of batch normalisation
 KNOWN_ACCURACIES = ("accuracy", "balanced_accuracy", "top_k_accuracy")
 
@@ -114,7 +116,7 @@ def loss_mismatch(evidence: Evidence) -> Cause | None:
         gaps = [record.logged.get(key, math.nan) - record.values["nll"] for record in last]
         limits = [max(LOSS_NATS, LOSS_TOLERANCE * record.values["nll"]) for record in last]
         if all(abs(gap) > limit for gap, limit in zip(gaps, limits, strict=True)):
-            terms = evidence.current.arrays.get("loss_terms") or "other terms, or another average"
+            terms = evidence.current.arrays.get("loss_terms") or _summed(last, key) or "other terms, or another average"
             return Cause(
                 "loss-mismatch",
                 share=math.nan,
@@ -124,6 +126,14 @@ def loss_mismatch(evidence: Evidence) -> Cause | None:
                 ),
             )
     return None
+
+
+def _summed(last: Sequence[Record], key: str) -> str:
+    """Whether a logged loss is about the same multiple of the NLL at each evaluation, as sums over batches are."""
+    times = [record.logged.get(key, math.nan) / record.values["nll"] for record in last if record.values["nll"] > 0]
+    if len(times) < len(last) or not min(times) >= MIN_SUMMED or max(times) > 1.05 * min(times):
+        return ""
+    return f'about {times[-1]:.4g} times the NLL each time: a sum over rows, as of reduction="sum", not their mean'
 
 
 def _impossible(evidence: Evidence) -> Cause | None:

@@ -9,7 +9,14 @@ from statistics import median
 
 from lightning_lossacc.diagnosis.changes import Opening, Stream, practical_floor
 from lightning_lossacc.diagnosis.confidence import KEPT_SHARE, STATIC_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, TINY_SET, class_imbalance, is_renamed, knows_classes, unlearned_spread
+from lightning_lossacc.diagnosis.data import (
+    COLLAPSED,
+    TINY_SET,
+    class_imbalance,
+    is_renamed,
+    knows_classes,
+    unlearned_spread,
+)
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
