@@ -422,6 +422,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "a few more died": DIED.but(first={"dead_units": 0.75, "update_ratio": 0.05}),
             "died of small steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 2e-3}),
             "some died, of ordinary first steps": DIED.but(first={"dead_units": 0.6, "update_ratio": 0.03}),
+            "most died, of ordinary first steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 0.012}),
             "not a number, after small steps": LOST.but(first={"update_ratio": 0.03}),
             "long steps, and still a number": LOST.but(values={"nll": 2.0}),
             "a first step from zero": DIED.but(

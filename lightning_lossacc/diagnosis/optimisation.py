@@ -67,7 +67,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
         rises and swings, or the validation loss swings with it. Or the network broke: 30 pp of the units of a layer
-        died after updates of 4 %, or 50 pp after updates of 1 %; the loss stopped being a number after updates of 20 %;
+        died after updates of 4 %, or 50 pp after updates of 2 %; the loss stopped being a number after updates of 20 %;
         or all updates vanished at the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
@@ -124,7 +124,7 @@ def _broken(evidence: Evidence) -> Cause | None:
     shares = _silent_shares(evidence)
     died = shares[-1] - min(shares) if _is_dead(evidence) and shares else 0.0
     # A few sampled steps may miss the one that killed; then more units must have died.
-    if died >= DIED_SHARE and (highest >= KILLING_RATIO or died >= MOST_DIED):
+    if died >= DIED_SHARE and (highest >= KILLING_RATIO or (died >= MOST_DIED and highest >= HIGH_RATIO)):
         line = (
             f"{100 * min(shares):.0f} % of the units of the worst layer were dead before, {100 * shares[-1]:.0f} % now"
         )
