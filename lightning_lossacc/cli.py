@@ -28,10 +28,17 @@ NEEDED = {"demo": ("sklearn", "jsonargparse", "matplotlib", "tensorboard"), "cli
 
 # Fewer logs are read before a bar could be drawn.
 MIN_PROGRESS = 10
+# Logs after which the remaining time can be told: before, none of the processes may have come back.
+MIN_TIMED = 32
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; 0 if it went through, 2 if it was called wrongly or something is not installed."""
+    """Runs one subcommand; 0 if it went through, 2 if it was called wrongly or something is not installed.
+
+    `scan` says 1 if a warning still stands at the end of a run, or a run is diverging, stuck or unstable; 130 is an
+    interrupt.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in RUNS:
         return _missing("cli") or _run(words)
@@ -41,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands = {"scan": _scan, "explain": _explain, "analyze": _analyze, "report": _report}
         return commands[options.command](options)
+    except KeyboardInterrupt:
+        print("lossacc: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     scan = commands.add_parser(
         "scan",
         help="judge training logs that exist: CSV, TensorBoard, trainer_state.json, JSON, history.jsonl",
-        description="One verdict a run: diverging, stuck, unstable, healthy or undecided. Exit status: 0 no warning, "
-        "1 warnings, 2 nothing could be read.",
+        description="One verdict a run: diverging, stuck, unstable, healthy or undecided. Exit status: 0 no trouble, "
+        "1 a warning that still stands at the end of a run, or one that is diverging, stuck or unstable, "
+        "2 nothing could be read, 130 interrupted.",
     )
     scan.add_argument("paths", nargs="+", metavar="PATH", help="a log, or a folder that is searched for logs")
     scan.add_argument("--json", action="store_true", help="one JSON object a line and run")
@@ -184,10 +195,19 @@ def _progress(total: int) -> Iterator[Callable[[], object] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
+    class Remaining(TimeRemainingColumn):
+        """The remaining time, once it can be told."""
+
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.completed >= min(MIN_TIMED, total) else Text("")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     # rich would send what is printed meanwhile, the JSON lines, to its own console: to stderr.
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+    quiet = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    with Progress(*columns, console=Console(stderr=True), **quiet) as bar:
         task = bar.add_task("reading logs", total=total)
         yield partial(bar.advance, task)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,16 +28,17 @@ from lightning_lossacc.readers import (
     read_runs,
 )
 from lightning_lossacc.remedies import remedies
+from lightning_lossacc.stuck import stuck_reason
 from lightning_lossacc.verdict import RunVerdict, judge
+from lightning_lossacc.workers import spread
 
-# Starting a process costs about as much as reading this many runs.
-MIN_PARALLEL = 24
 # At so many evaluations of a run, spread evenly, the monitor's decisions are replayed; more would take minutes.
 JUDGED = 500
 # So many evaluations with the same numbers in two kinds of log are one run.
 MIN_DIGEST = 3
 # The worst first.
 VERDICTS = ("diverging", "stuck", "unstable", "undecided", "healthy")
+TROUBLE = VERDICTS[:3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Scanned:
     Attributes:
         run: its name.
         format: of the log that was read.
-        matched: column names by role.
+        matched: column names by role; `not_judged` names those of other loaders and stages.
         verdict: `diverging`, `stuck`, `unstable`, `healthy` or `undecided`.
         reason: the numbers that decided it, in one sentence.
         events: the last report of each event, oldest first.
@@ -77,14 +77,14 @@ class Scanned:
 
     @property
     def warns(self) -> bool:
-        """Whether something is wrong: an open warning, or a bad verdict that no event explains as harmless."""
-        still = [event for event in self.events if event.status != "closed"]
-        if any(event.level == "warning" for event in still):
-            return True
-        if self.verdict in ("stuck", "unstable"):
-            return True
-        harmless = any(event.event.startswith("loss-up") for event in still)
-        return self.verdict == "diverging" and not harmless
+        """Whether something is wrong: a warning that still stands at the end, or a verdict of trouble."""
+        still = any(event.level == "warning" and event.status != "closed" for event in self.events)
+        return still or self.verdict in TROUBLE
+
+    @property
+    def repeats_epochs(self) -> bool:
+        """Whether some epochs were evaluated more than once, so that an epoch does not say when."""
+        return self.evaluations > self.epochs[1] - self.epochs[0] + 1
 
     def to_json(self) -> str:
         """One line: run, matched, verdict, events; then what explains them."""
@@ -138,7 +138,7 @@ def scan(
     known: dict[tuple[str, ...], str] = {}
     # Of two logs of one run our own tells more, so it comes first and the other one is left out.
     sources = sorted(sources, key=lambda source: source.format != "history")
-    for found in _each(look, sources, workers):
+    for found in spread(look, sources, workers):
         if advance is not None:
             advance()
         for result in found:
@@ -157,7 +157,16 @@ def scan_source(
         return [Unread(source.name, str(error), source.certain)]
     except OSError as error:
         return [Unread(source.name, error.strerror or str(error), source.certain)]
-    return [_judged(run, source.format, sharpening or Sharpening()) for run in runs]
+    except Exception as error:
+        # One log of thousands must not end the scan of the others.
+        return [Unread(source.name, _named(error))]
+    results: list[Scanned | Unread] = []
+    for run in runs:
+        try:
+            results.append(_judged(run, source.format, sharpening or Sharpening()))
+        except Exception as error:
+            results.append(Unread(run.name, _named(error)))
+    return results
 
 
 def replay(history: History, stage: str = "val", loader: int = 0) -> list[Event]:
@@ -187,6 +196,8 @@ def _judged(run: Run, log_format: str, sharpening: Sharpening) -> Scanned:
     for event in replay(run.history, run.stage, loader):
         opened.setdefault(event.id, event.epoch)
         events[event.id] = event
+    for identity in [event.id for event in events.values() if _is_refuted(event, records, pairs)]:
+        del events[identity], opened[identity]
     verdict = _agreed(_verdict(run, records, pairs, sharpening), events.values())
     late = _late_event(verdict, records, events.values())
     if late is not None:
@@ -211,9 +222,8 @@ def _judged(run: Run, log_format: str, sharpening: Sharpening) -> Scanned:
 def _verdict(run: Run, records: list[Record], pairs: list[tuple[float, float]], sharpening: Sharpening) -> RunVerdict:
     """The verdict from the numbers alone."""
     losses, accuracies = [loss for loss, _ in pairs], [accuracy for _, accuracy in pairs]
-    during = [record.context.get("train_accuracy", math.nan) for record in records]
+    during, classes = _training_accuracies(records), _num_classes(records)
     sizes = [record.num_rows for record in records if record.num_rows]
-    classes = next((int(record.context["num_classes"]) for record in records if "num_classes" in record.context), None)
     blown_up = bool(records) and "loss" in run.matched and _ends_not_finite(records, losses)
     found = judge(losses, accuracies, during, classes, sharpening.val_size or (sizes[-1] if sizes else None), blown_up)
     if run.stage == "train" and found.kind in ("healthy", "diverging"):
@@ -224,6 +234,28 @@ def _verdict(run: Run, records: list[Record], pairs: list[tuple[float, float]], 
 def _ends_not_finite(records: list[Record], losses: list[float]) -> bool:
     last = records[-1]
     return ("loss" in last.logged or "nll" in last.values) and not math.isfinite(losses[-1])
+
+
+def _training_accuracies(records: list[Record]) -> list[float]:
+    return [record.context.get("train_accuracy", math.nan) for record in records]
+
+
+def _num_classes(records: list[Record]) -> int | None:
+    return next((int(record.context["num_classes"]) for record in records if "num_classes" in record.context), None)
+
+
+def _is_refuted(event: Event, records: list[Record], pairs: list[tuple[float, float]]) -> bool:
+    """Whether a live monitor's "stuck", which knew less than the whole run, finds nothing in it that shows it."""
+    if event.event != "accuracy-stuck" or event.status == "closed" or "nll" in records[-1].values:
+        return False
+    losses, accuracies = ([value for value in series if math.isfinite(value)] for series in zip(*pairs, strict=True))
+    size = records[-1].num_rows or None
+    return stuck_reason(losses, accuracies, _training_accuracies(records), _num_classes(records), size) is None
+
+
+def _named(error: Exception) -> str:
+    """An exception as one line."""
+    return f"{type(error).__name__}: {str(error).strip() or 'no text'}".split("\n")[0]
 
 
 def _agreed(verdict: RunVerdict, events: Iterable[Event]) -> RunVerdict:
@@ -280,19 +312,3 @@ def _late_event(verdict: RunVerdict, records: list[Record], events: Iterable[Eve
 
 def _headline(event: Event) -> str:
     return event.message.split("\n")[0]
-
-
-def _each(
-    look: Callable[[Source], list[Scanned | Unread]], sources: Sequence[Source], workers: int | None
-) -> Iterator[list[Scanned | Unread]]:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(available if workers is None else workers, len(sources))
-    if count < 2 or len(sources) < MIN_PARALLEL:
-        yield from map(look, sources)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    # Processes that start afresh: a copy of one that runs threads (a progress bar's) may hang.
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(look, sources, chunksize=max(len(sources) // (8 * count), 1))

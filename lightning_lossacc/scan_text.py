@@ -7,6 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
+from lightning_lossacc.diagnosis.event import Event
+from lightning_lossacc.readers import NOT_JUDGED
 from lightning_lossacc.scan import VERDICTS, Scanned
 
 # More runs than this are shown as a table.
@@ -40,14 +42,20 @@ def block(result: Scanned) -> str:
         # Numbers and advice of what is still there; of what has gone the headline is enough.
         if event.status != "closed":
             lines += [f"    {line}" for line in message[1:]]
-    lines.append("  matched: " + ", ".join(f"{role} = {column}" for role, column in result.matched.items()))
+            if result.repeats_epochs:
+                lines.append(f"    by steps: {_steps(event)}")
+    read = {role: column for role, column in result.matched.items() if role != NOT_JUDGED}
+    lines.append("  matched: " + ", ".join(f"{role} = {column}" for role, column in read.items()))
     lines += [f"  note: {note}" for note in result.notes]
     lines += [f"  cannot say {what}" for what in result.cannot_say]
     return "\n".join(lines)
 
 
 def table(results: Sequence[Scanned]) -> str:
-    """One line a run, the worst verdicts first, and how many there are of each."""
+    """One line a run, the worst verdicts first, and how many there are of each.
+
+    `since` is the epoch that the last one is compared with, the same number as in the blocks.
+    """
     ordered = sorted(results, key=lambda result: VERDICTS.index(result.verdict))
     prefix = _common_folder([result.run for result in results])
     names = [result.run[len(prefix) :] or result.run for result in ordered]
@@ -56,7 +64,7 @@ def table(results: Sequence[Scanned]) -> str:
     for name, result in zip(names, ordered, strict=True):
         shown = name if len(name) <= width else "…" + name[-width + 1 :]
         still = [event for event in result.events if event.status != "closed"]
-        events = ", ".join(f"{event.event} since {event.onset_epoch}" for event in still) or "-"
+        events = ", ".join(f"{event.event} since {_since(event)}" for event in still) or "-"
         lines.append(
             f"{result.verdict:<10} {shown:<{width}} {result.evaluations:>11} {_number(result.last[0]):>9} "
             f"{_share(result.last[1]):>8}  {events}"
@@ -65,6 +73,17 @@ def table(results: Sequence[Scanned]) -> str:
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     where = f" in {prefix}" if prefix else ""
     return "\n".join([*lines, f"{len(results)} runs{where}: {summary}"])
+
+
+def _since(event: Event) -> int:
+    """The epoch that the event is compared with, as its text has it; where it has none, that in which it began."""
+    return event.onset_epoch if event.reference_epoch == event.epoch else event.reference_epoch
+
+
+def _steps(event: Event) -> str:
+    """Where an event is in a run with several evaluations an epoch."""
+    now = f"step {event.global_step}"
+    return now if event.reference_step == event.global_step else f"step {event.reference_step} → {now}"
 
 
 def _number(value: float) -> str:

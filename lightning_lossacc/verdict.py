@@ -6,10 +6,12 @@ Asked in this order, the first yes decides:
    are a good part of all that was learned.
 2. `stuck`: accuracy is pinned to one value.
 3. `diverging`: the loss has risen and is still up (`trends.find_rise`; below 8 evaluations a rise of a fifth at least).
-4. `stuck`: neither loss nor accuracy got better, and the loss is no smaller than that of a constant answer.
-5. `diverging`: accuracy has fallen and is still down.
-6. `healthy`: shown that the loss is not up and accuracy not down.
-7. `undecided`.
+4. `stuck`: loss and accuracy are those of a guess among C classes, and one of them did not get better.
+5. `undecided`: nothing changed since the start, and a constant answer may be as good.
+6. `diverging`: accuracy has fallen and is still down.
+7. `undecided`: the loss rose by much of itself, though by few nats.
+8. `healthy`: shown that the loss is not up and accuracy not down.
+9. `undecided`.
 """
 
 from __future__ import annotations
@@ -22,15 +24,21 @@ from typing import Literal
 
 from lightning_lossacc import trends
 from lightning_lossacc.rises import ABSOLUTE_FLOOR, MIN_EVALUATIONS, RELATIVE_FLOOR, excluded_rise, whole_rise
+from lightning_lossacc.stuck import (
+    ACCURACY_MARGIN,
+    LEARNED_LOSS,
+    at_chance,
+    granularity,
+    is_no_nll,
+    not_better,
+    percent,
+    pinned,
+    row_noise,
+)
 
 Kind = Literal["diverging", "stuck", "unstable", "healthy", "undecided"]
 
-ACCURACY_MARGIN = 0.01
 BLOW_UP = 3.0  # last loss over the largest one since the lowest
-PINNED_SHARE = 0.8  # of all evaluations with exactly the same accuracy
-PINNED_EVALUATIONS = 5
-PERFECT = 0.995
-LEARNED_IN_TRAINING = 0.1
 # A swing goes up or down by this factor of the loss, this part of the first loss (but at most of twice the median) and
 # so many nats; or by this part of what was learned in accuracy, and so far.
 SWING_FACTOR = 1.5
@@ -38,7 +46,8 @@ SWING_SHARE = 0.4
 SWING_NATS = 0.2
 SWING_ACCURACY = 0.1
 MIN_SWINGS, SWING_RATE = 3, 0.15
-LEARNED_LOSS, LEARNED_ACCURACY = 0.05, 0.02
+# A rise by this share of the lowest loss is not called healthy, however few nats it has.
+LARGE_RISE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +94,21 @@ def judge(
         return RunVerdict(
             "undecided", f"evaluations: {max(len(loss), len(accuracy))}, too few to say anything about a trend"
         )
-    size = val_size or _granularity(accuracy)
+    size = val_size or granularity(accuracy)
+    # What is no NLL in nats has no scale of its own: then only shares of the loss count.
+    nats = 0.0 if is_no_nll(losses, accuracies) else ABSOLUTE_FLOOR
     found = (
         _blow_up(loss)
         or _swings(loss, accuracy, size)
-        or _pinned(accuracy, size, train_accuracies)
-        or _rise(loss)
-        or _pinned(accuracy, size)
-        or _nothing_learned(loss, accuracy, num_classes)
+        or _stuck(pinned(accuracy, train_accuracies, size))
+        or _rise(loss, nats)
+        or _stuck(at_chance(loss, accuracy, train_accuracies, num_classes))
+        or _undecided(not_better(loss, accuracy, num_classes))
         or _fall(loss, accuracy, size)
-        or _healthy(loss, accuracy, size)
+        or _undecided(_small_rise(loss))
+        or _healthy(loss, accuracy, size, nats)
     )
-    return found or RunVerdict("undecided", _undecided(loss, accuracy))
+    return found or RunVerdict("undecided", _not_shown(loss, accuracy))
 
 
 def _blow_up(loss: list[float]) -> RunVerdict | None:
@@ -146,7 +158,7 @@ def _swings(loss: list[float], accuracy: list[float], size: int | None) -> RunVe
         if legs >= max(MIN_SWINGS, SWING_RATE * len(later)):
             return RunVerdict(
                 "unstable",
-                f"accuracy swings {legs} times between {_percent(min(later))} and {_percent(max(later))} in the last "
+                f"accuracy swings {legs} times between {percent(min(later))} and {percent(max(later))} in the last "
                 f"{len(later)} evaluations",
                 "oscillation",
                 lowest,
@@ -169,96 +181,49 @@ def _legs(values: Sequence[float], size: Callable[[float], float]) -> int:
     return legs
 
 
-def _pinned(accuracy: list[float], size: int | None, train: Sequence[float] = ()) -> RunVerdict | None:
-    """One value of accuracy in nearly all evaluations, none much better, and none on the training data either."""
-    if len(accuracy) < PINNED_EVALUATIONS:
-        return None
-    common = max(set(accuracy), key=accuracy.count)
-    share = accuracy.count(common) / len(accuracy)
-    if share < PINNED_SHARE or common >= PERFECT or max(accuracy) > common + max(ACCURACY_MARGIN, _row_noise(size)):
-        return None
-    known = [value for value in train if math.isfinite(value)]
-    if known and median(known[-3:]) > common + LEARNED_IN_TRAINING:
-        # The training data are being learned, so that the loss is asked first.
-        return None
-    many = f"{accuracy.count(common)} of {len(accuracy)} evaluations"
-    return RunVerdict("stuck", f"accuracy is {_percent(common)} in {many}", "accuracy-stuck")
+def _stuck(reason: str | None) -> RunVerdict | None:
+    return None if reason is None else RunVerdict("stuck", reason, "accuracy-stuck")
 
 
-def _rise(loss: list[float]) -> RunVerdict | None:
-    rise = whole_rise(loss)
+def _undecided(reason: str | None) -> RunVerdict | None:
+    return None if reason is None else RunVerdict("undecided", reason)
+
+
+def _rise(loss: list[float], nats: float) -> RunVerdict | None:
+    rise = whole_rise(loss, absolute_floor=nats)
     if rise is None:
         return None
     reason = f"the loss is up by {rise.change:.4g} from {loss[rise.reference]:.4g} ({_now(loss)})"
+    if nats == 0:
+        reason += "; it is too small for an NLL in nats, so that only its share counts"
     return RunVerdict("diverging", reason, "loss-up", rise.reference, rise.onset)
-
-
-def _nothing_learned(loss: list[float], accuracy: list[float], num_classes: int | None) -> RunVerdict | None:
-    """No gain of loss or accuracy since the start, and predictions that a constant answer equals."""
-    if len(accuracy) < PINNED_EVALUATIONS or len(loss) < PINNED_EVALUATIONS:
-        return None
-    width = max(len(accuracy) // 5, 2)
-    start, end = median(accuracy[:2]), median(accuracy[-width:])
-    level, lowest = median(loss[-width:]), min(loss)
-    gained = end - min(start, accuracy[0]) > max(LEARNED_ACCURACY, end / 10)
-    unmoved = abs(loss[0] - level) < LEARNED_LOSS * abs(loss[0])
-    if (not gained or unmoved) and _is_chance(level, end, num_classes):
-        known = "" if num_classes is None else f" (ln {num_classes} = {math.log(num_classes):.4g})"
-        return RunVerdict(
-            "stuck", f"loss {level:.4g}{known} and accuracy {_percent(end)}: no better than chance", "accuracy-stuck"
-        )
-    fell = loss[0] - level > LEARNED_LOSS * abs(loss[0])
-    if gained or fell or level > 1.25 * lowest:
-        return None
-    if level < constant_loss(1 - end, num_classes):
-        return None
-    return RunVerdict(
-        "stuck",
-        f"neither loss ({loss[0]:.4g} → {level:.4g}) nor accuracy ({_percent(start)} → {_percent(end)}) got better, "
-        "and a constant answer would be as good",
-        "accuracy-stuck",
-    )
-
-
-def _is_chance(level: float, accuracy: float, num_classes: int | None) -> bool:
-    """Whether loss and accuracy are those of a guess among C classes; C is the nearest one if it is not known."""
-    classes = num_classes or round(math.exp(min(level, 12.0)))
-    if classes < 2:
-        return False
-    known = num_classes is not None
-    # Of many classes the nearest C always fits the loss, so accuracy alone decides; the more it has to be near 1 / C.
-    tolerance = 0.02 if known or classes < 20 else 0.01
-    near = abs(level - math.log(classes)) <= tolerance * math.log(classes)
-    return near and accuracy <= (1.5 if known or classes < 20 else 1.2) / classes
-
-
-def constant_loss(error: float, num_classes: int | None = None) -> float:
-    """NLL of an answer that is right in `1 - error` of the rows and always equally confident, nats.
-
-    `h(e) + e ln(C - 1)` with the binary entropy `h`; without C its smallest value, that of two classes.
-    """
-    if not 0 < error < 1:
-        return 0.0 if error <= 0 else math.log(max((num_classes or 2) - 1, 1))
-    entropy = -error * math.log(error) - (1 - error) * math.log(1 - error)
-    return entropy + error * math.log(max((num_classes or 2) - 1, 1))
 
 
 def _fall(loss: list[float], accuracy: list[float], size: int | None) -> RunVerdict | None:
     """Accuracy is down, lastingly."""
     if len(accuracy) < trends.MIN_EVALUATIONS:
         return None
-    rise = whole_rise([1 - value for value in accuracy], absolute_floor=max(ACCURACY_MARGIN, _row_noise(size)))
+    rise = whole_rise([1 - value for value in accuracy], absolute_floor=max(ACCURACY_MARGIN, row_noise(size)))
     if rise is None:
         return None
     fell = len(loss) == len(accuracy) and loss[rise.reference] - loss[-1] > ABSOLUTE_FLOOR
-    change = f"{_percent(rise.change)} from {_percent(accuracy[rise.reference])}"
+    change = f"{percent(rise.change)} from {percent(accuracy[rise.reference])}"
     event = "loss-down-accuracy-down" if fell else ""
     return RunVerdict(
         "diverging", f"accuracy is down by {change}, the loss is not up", event, rise.reference, rise.onset
     )
 
 
-def _healthy(loss: list[float], accuracy: list[float], size: int | None) -> RunVerdict | None:
+def _small_rise(loss: list[float]) -> str | None:
+    """A rise by a good share of the loss, though by few nats."""
+    rise = whole_rise(loss, LARGE_RISE, 0.0)
+    if rise is None:
+        return None
+    share = rise.change / max(abs(loss[rise.reference]), 1e-12)
+    return f"the loss is up by {percent(share)}, though only by {rise.change:.2g} nats ({_now(loss)})"
+
+
+def _healthy(loss: list[float], accuracy: list[float], size: int | None, nats: float) -> RunVerdict | None:
     """Shown that the loss is not up and accuracy not down."""
     if not loss or not accuracy:
         return None
@@ -268,35 +233,19 @@ def _healthy(loss: list[float], accuracy: list[float], size: int | None) -> RunV
         if fell and loss[-1] <= 1.02 * lowest and accuracy[-1] >= best - ACCURACY_MARGIN:
             return RunVerdict("healthy", f"loss at its lowest ({_now(loss)}), accuracy at its best")
         return None
-    floor = max(RELATIVE_FLOOR * abs(min(loss)), ABSOLUTE_FLOOR)
+    floor = max(RELATIVE_FLOOR * abs(min(loss)), nats)
     not_up = excluded_rise(loss, floor)
-    not_down = excluded_rise([1 - value for value in accuracy], max(ACCURACY_MARGIN, _row_noise(size)))
+    not_down = excluded_rise([1 - value for value in accuracy], max(ACCURACY_MARGIN, row_noise(size)))
     if not_up is None or not_down is None:
         return None
     return RunVerdict(
         "healthy",
-        f"loss not up by more than {not_up:.2g} ({_now(loss)}), accuracy not down by more than {_percent(not_down)} "
-        f"({_percent(accuracy[-1])})",
+        f"loss not up by more than {not_up:.2g} ({_now(loss)}), accuracy not down by more than {percent(not_down)} "
+        f"({percent(accuracy[-1])})",
     )
 
 
-def _row_noise(size: int | None) -> float:
-    """Share of two rows, the least that an accuracy can move and still mean something."""
-    return 2 / size if size else 0.0
-
-
-def _granularity(accuracy: list[float]) -> int | None:
-    """Rows of a small validation set, read off accuracies that are all multiples of 1 / n (n up to 400)."""
-    distinct = sorted(set(accuracy))
-    if len(distinct) < 3:
-        return None
-    for size in range(3, 401):
-        if all(abs(value * size - round(value * size)) < 1e-4 * size**0.5 for value in distinct):
-            return size
-    return None
-
-
-def _undecided(loss: list[float], accuracy: list[float]) -> str:
+def _not_shown(loss: list[float], accuracy: list[float]) -> str:
     if not loss:
         return "without a loss nothing can be said about its trend"
     if not accuracy:
@@ -306,7 +255,3 @@ def _undecided(loss: list[float], accuracy: list[float]) -> str:
 
 def _now(loss: list[float]) -> str:
     return f"now {loss[-1]:.4g}, lowest {min(loss):.4g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

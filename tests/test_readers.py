@@ -7,9 +7,11 @@ one run once, however often it was written.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,10 @@ def numbers(run: Run) -> list[tuple[int, float, float]]:
         ("val_loss/dataloader_idx_1,val_loss/dataloader_idx_0", "val_loss/dataloader_idx_0,,,"),
         ("val_box_loss,val_cls_loss,val_f1,val_mse,val_kl_loss,val_loss_std", "val_cls_loss,,,"),
         ("val_acc_class_3,val_loss_best,val_top5_acc", ",,,"),
+        ("val_loss,val_acc_ci,val_acc_count,n_val_acc", "val_loss,,,"),
+        ("val_loss,val_top1_err,val_acc", "val_loss,val_acc,,"),
+        ("validation_0/logloss,validation_1/logloss", "validation_1/logloss,,validation_0/logloss,"),
+        ("validation_0/logloss,validation_0/error", "validation_0/logloss,validation_0/error,,"),
     ],
 )
 def test_columns_are_guessed_by_their_words(names: str, found: str) -> None:
@@ -160,6 +166,65 @@ def test_error_rates_are_turned_round() -> None:
     assert run.matched["accuracy"] == "1 - val_err"
 
 
+@pytest.mark.parametrize(
+    "name", ["val_top1_err", "Val Top1 Error", "val_error_top1", "val_acc_error", "val_top1_acc_err", "eval_err1"]
+)
+def test_an_error_word_wins_over_an_accuracy_word(name: str) -> None:
+    run = one("a.csv", f"epoch,val_loss,{name}\n0,1,0.9\n1,0.5,0.25\n")
+    assert run.matched["accuracy"] == f"1 - {name}" and numbers(run)[1] == (1, 0.5, 0.75)
+
+
+def test_a_stray_accuracy_makes_no_percentages() -> None:
+    rows = [f"{epoch},1,0.{epoch + 10}" for epoch in range(19)]
+    for stray in ("57", "812", "-3"):
+        run = one("a.csv", "\n".join(["epoch,val_loss,val_acc", *rows, f"19,1,{stray}"]))
+        found = [accuracy for _, _, accuracy in numbers(run)]
+        assert found[:19] == [float(f"0.{epoch + 10}") for epoch in range(19)] and math.isnan(found[19])
+        assert any("1 of 20 val_acc" in note for note in run.notes)
+    # Few large values that the others lead up to are no strays.
+    run = one("b.csv", "epoch,val_loss,val_acc\n" + "\n".join(f"{i},1,{0.1 * i:.1f}" for i in range(18)))
+    assert numbers(run)[17][2] == pytest.approx(0.017)
+
+
+def test_rows_that_are_too_long_are_left_out_and_columns_of_one_name_are_named() -> None:
+    run = one("a.csv", "epoch,val_loss,val_acc\n0,1,0.5\n1,9,9,9,9\n2,0.5,0.6,\n")
+    assert numbers(run) == [(0, 1, 0.5), (2, 0.5, 0.6)] and any("more cells" in note for note in run.notes)
+    with pytest.raises(UnreadableError, match="2 of 2 rows have more cells"):
+        one("b.csv", "epoch,val_loss\na,0,1\nb,1,0.5\n")
+    run = one("c.csv", "epoch,val_loss,val_loss\n0,1,2\n")
+    assert numbers(run)[0][1] == 2 and "column 'val_loss' is there 2 times, the last one is read" in run.notes
+
+
+TWO_PLACES = ("val_loss", "val_acc", "test_loss", "test_acc")
+TWO_SETS = tuple(f"eval_{part}_{kind}" for part in ("matched", "mismatched") for kind in ("loss", "accuracy"))
+TWO_LOADERS = tuple(f"{name}/dataloader_idx_{place}" for place in (0, 1) for name in TWO_PLACES[:2])
+
+
+@pytest.mark.parametrize("names", [TWO_PLACES, TWO_LOADERS, TWO_SETS], ids=["stages", "loaders", "sets"])
+def test_other_stages_and_loaders_are_named_and_a_chosen_loss_brings_its_accuracy(names: tuple[str, ...]) -> None:
+    text = f"epoch,{','.join(names)}\n" + "".join(f"{epoch},1,0.5,2,0.25\n" for epoch in range(3))
+    run = one("a.csv", text)
+    assert run.matched["not_judged"] == ", ".join(names[2:]) and numbers(run)[0] == (0, 1, 0.5)
+    assert any(names[3] in note and "--accuracy" in note for note in run.notes)
+    other = one("a.csv", columns=Columns(loss=names[2]))
+    assert other.matched["accuracy"] == names[3] and numbers(other)[0] == (0, 2, 0.25)
+    assert other.matched["not_judged"] == ", ".join(names[:2])
+
+
+def test_a_test_after_the_training_is_no_curve_that_was_left_out() -> None:
+    run = one("a.csv", "epoch,val_loss,test_loss\n0,1,\n1,1,\n2,1,\n2,,0.5\n")
+    assert "not_judged" not in run.matched
+
+
+def test_several_runs_of_one_export_are_taken_apart() -> None:
+    names = [f"sky-{run} - {key}{end}" for run in (1, 2) for key in ("val_loss", "val_acc") for end in ("", "__MIN")]
+    rows = "0,1,1,0.5,0.5,2,2,0.25,0.25\n1,0.9,0.9,0.6,0.6,,,,\n"
+    Path("a.csv").write_text("Step," + ",".join(f'"{name}"' for name in names) + "\n" + rows)
+    first, second = read("a.csv")
+    assert (first.name, second.name) == ("a.csv#sky-1", "a.csv#sky-2") and first.matched["loss"] == "val_loss"
+    assert numbers(first) == [(0, 1, 0.5), (1, 0.9, 0.6)] and numbers(second) == [(0, 2, 0.25)]
+
+
 def test_an_accuracy_that_cannot_be_one_is_refused_with_its_values() -> None:
     with pytest.raises(UnreadableError, match=r"'val_acc' was taken for an accuracy, but holds values from 0.5 to 812"):
         one("a.csv", "epoch,val_loss,val_acc\n0,1,0.5\n1,1,812\n")
@@ -234,10 +299,38 @@ def test_what_is_no_log_says_why_in_one_line(text: str, why: str) -> None:
     assert why in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_binary_file_says_so() -> None:
-    Path("a.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(UnreadableError, match="no text"):
-        read("a.csv")
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.csv", bytes(range(256)), "no text"),
+        ("a.csv.gz", b"\x1f\x8b no more", "the packed file is damaged"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.jsonl", b"[" * 100_000 + b"\n1\n", "nested too deeply"),
+        ("a.csv", b'epoch,val_loss\n0,"' + b"x" * 200_000 + b'"\n', "field larger than"),
+    ],
+)
+def test_a_binary_or_unusual_file_says_so_in_one_line(name: str, data: bytes, why: str) -> None:
+    Path(name).write_bytes(data)
+    with pytest.raises(UnreadableError, match=why) as caught:
+        read(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("a.csv.gz", lambda text: gzip.compress(text.encode())),
+        ("a.csv", lambda text: text.encode("utf-16")),
+        ("a.csv", lambda text: text.replace("note", "Größe").encode("latin-1")),
+    ],
+)
+def test_packed_files_and_other_encodings_are_read(name: str, encode: Callable[[str], bytes]) -> None:
+    text = "epoch,val_loss,val_acc,note\n" + "".join(f"{epoch},1,0.5,\n" for epoch in range(20))
+    Path(name).write_bytes(encode(text))
+    assert len(numbers(one("."))) == 20
+    data = json.dumps([{"val_loss": 1.0, "val_acc": 0.5}] * 4).encode()
+    Path("b.json.gz").write_bytes(gzip.compress(data))
+    assert len(numbers(one("b.json.gz"))) == 4
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -359,6 +452,12 @@ def test_folders_of_add_scalars_belong_to_their_run() -> None:
     assert numbers(one("run")) == [(0, 3.0, 0.5), (1, 2.5, 0.75)]
 
 
+def test_the_folder_of_add_hparams_is_no_run_of_its_own() -> None:
+    _events("run", {"val_loss": [(0, 3.0), (1, 2.5)]})
+    _events("run/1795358597.05", {"val_loss": [(0, 2.5)]})
+    assert numbers(one("run"))[0][1] == 3.0
+
+
 def test_a_resumed_tensorboard_run_counts_what_was_written_later() -> None:
     _events("run", {"val_loss": [(step, 10 + step) for step in (10, 20, 30, 40)], "val_acc": [(10, 0.5)]})
     _events("run", {"val_loss": [(step, 20 + step) for step in (30, 40, 50)]})
@@ -375,6 +474,13 @@ def test_a_damaged_or_empty_event_file() -> None:
     path.write_bytes(whole[:60] + b"\xff" * 40 + whole[100:])
     with pytest.raises(UnreadableError, match="damaged"):
         read("run")
+    # A byte of one record: the others count. A byte of its length: nothing from there on can be found.
+    name = whole.index(b"val_loss", 220)
+    for place, left, words in ((name - 1, [1, 2, 4, 5], "1 of 7 records"), (name - 29, [1, 2], "from there on")):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        run = one("run")
+        assert [loss for _, loss, _ in numbers(run) if loss == loss] == left
+        assert any(words in note for note in run.notes)
     path.write_bytes(b"")
     with pytest.raises(UnreadableError, match="no event in the file"):
         read("run")
@@ -415,6 +521,11 @@ def test_paths_without_a_log_are_named(tmp_path: Path) -> None:
     sources, missing = find_sources(["empty", "nowhere"])
     assert not sources
     assert missing == [("empty", "no training log in this folder"), ("nowhere", "no such file or folder")]
+    os.mkfifo("pipe")
+    assert find_sources(["-", "pipe"]) == (
+        [],
+        [(name, "no stream can be read; write it to a file") for name in ("-", "pipe")],
+    )
 
 
 def test_what_cannot_be_said_follows_from_what_was_logged() -> None:

@@ -7,8 +7,13 @@ the live engine with their epochs; a run in two logs comes once; many processes 
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,8 +30,10 @@ from lightning_lossacc.readers import Sharpening, Source, find_sources
 from lightning_lossacc.rises import excluded_rise, whole_rise
 from lightning_lossacc.scan import VERDICTS, Scanned, Unread, _agreed, replay, scan, scan_source
 from lightning_lossacc.scan_text import text
+from lightning_lossacc.stuck import constant_loss, is_no_nll
 from lightning_lossacc.trends import find_rise
-from lightning_lossacc.verdict import RunVerdict, constant_loss, judge
+from lightning_lossacc.verdict import RunVerdict, judge
+from lightning_lossacc.workers import spread
 
 Curve = tuple[list[float], list[float]]
 
@@ -111,6 +118,21 @@ CURVES: dict[str, tuple[str, Curve]] = {
     ),
     "pinned to the share of a class": ("stuck", curve(lambda t: 0.35 + 0.2 * np.exp(-t / 3), level(0.9), 30, 0.0)),
     "no gain at all": ("stuck", curve(lambda t: 3.3 - 0.001 * t, level(0.08), 20, 0.005)),
+    "a guess among three, over-confident": ("stuck", curve(level(1.14), level(0.345), 40, 0.01)),
+    "level at 48 %, but C may be anything": ("undecided", curve(level(1.45), level(0.48), 20, 0.004)),
+    "five evaluations at 86 %": (
+        "undecided",
+        ([0.401, 0.392, 0.408, 0.399, 0.405], [0.859, 0.8625, 0.861, 0.8632, 0.8618]),
+    ),
+    "accuracy creeps up step by step": (
+        "undecided",
+        ([0.641, 0.612, 0.598, 0.615, 0.634, 0.68], [0.779, 0.7925, 0.798, 0.8032, 0.8068, 0.809]),
+    ),
+    "perfect from the start": ("healthy", curve(level(0.001), level(1.0), 30, 0.0)),
+    "nearly perfect from the start": ("healthy", curve(level(0.05), level(0.985), 30, 0.01)),
+    "pinned while training learns": ("undecided", curve(level(0.7), level(0.5862), noise=0)),
+    "too small for nats, rises": ("diverging", curve(lambda t: rises_from(20, 0.01)(t) / 100, learns)),
+    "rises by a half in few nats": ("undecided", curve(lambda t: falls(t) / 500 + 2e-5 * t, level(0.9995))),
     "swings": ("unstable", curve(steps_between(0.6, 2.4, 3), steps_between(0.8, 0.4, 3), 40)),
     "accuracy swings": ("unstable", curve(level(0.7), steps_between(0.8, 0.4, 2), 40)),
     "ends in NaN": ("unstable", ([*curve(falls, learns, 20)[0], math.nan], [*curve(falls, learns, 20)[1], 0.1])),
@@ -359,6 +381,59 @@ def test_a_run_that_two_kinds_of_log_hold_comes_once(tmp_path: Path) -> None:
     assert sorted(Path(result.run).name for result in results) == ["copy.csv", "metrics.csv"]
 
 
+def test_a_loss_is_no_nll_if_it_is_too_small_for_its_errors() -> None:
+    # Half of the answers wrong: at least 0.5 ln 2 = 0.347 nats; one evaluation without an accuracy does not matter.
+    assert is_no_nll([0.3] * 4, [0.5, 0.5, math.nan, 0.5]) and not is_no_nll([0.35] * 3, [0.5] * 3)
+    assert not is_no_nll([0.3] * 2, [0.5] * 2) and not is_no_nll([1e-6] * 3, [1.0] * 3)
+
+
+def test_a_stuck_event_of_a_log_needs_something_that_shows_it(tmp_path: Path) -> None:
+    # Accuracy within half a point and a level loss: for the live engine, which sees no more, that is stuck.
+    path = write(tmp_path / "run.csv", *CURVES["nearly perfect from the start"][1])
+    steady = write(tmp_path / "steady.csv", [0.05, 0.0501] * 10, [0.984, 0.985] * 10)
+    assert "accuracy-stuck" in {event.event for event in replay_of(steady)}
+    for result in (scanned(path), scanned(steady), scanned(steady, Sharpening(num_classes=10))):
+        assert result.verdict == "healthy" and not result.warns and not result.events
+    from lightning_lossacc.readers import read_runs
+    from lightning_lossacc.report.rebuild import _replayed
+
+    # Nor does a report that is made from the log.
+    assert _replayed(read_runs(find_sources([steady])[0][0])[0], scanned(steady)) == []
+    guess = scanned(write(tmp_path / "guess.csv", [0.693, 0.694] * 10, [0.5, 0.501] * 10))
+    assert guess.verdict == "stuck" and "accuracy-stuck" in {event.event for event in guess.events}
+
+
+def test_exit_status_is_one_rule(tmp_path: Path) -> None:
+    result = scanned(write(tmp_path / "run.csv", *curve(rises_from(20, 0.03), learns)))
+    closed = tuple(replace(event, status="closed") for event in result.events)
+    info = tuple(replace(event, level="info") for event in result.events)
+    for verdict in VERDICTS:
+        trouble = verdict in ("diverging", "stuck", "unstable")
+        assert replace(result, verdict=verdict).warns
+        assert replace(result, verdict=verdict, events=closed).warns == trouble
+        assert replace(result, verdict=verdict, events=info).warns == trouble
+
+
+def test_what_goes_wrong_with_one_log_is_one_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write(tmp_path / "a.csv", *curve(falls, learns))
+    write(tmp_path / "b.csv", *curve(falls, learns))
+    known = import_module("lightning_lossacc.scan").judge
+    calls: list[int] = []
+
+    def judge_once(*arguments: object) -> RunVerdict:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError("of a kind\nthat nobody foresaw")
+        return known(*arguments)
+
+    monkeypatch.setattr("lightning_lossacc.scan.judge", judge_once)
+    first, second = scan(find_sources([tmp_path])[0], workers=1)
+    assert first == Unread(str(good), "ZeroDivisionError: of a kind") and isinstance(second, Scanned)
+    monkeypatch.setattr("lightning_lossacc.scan.read_runs", lambda *_: [].pop())
+    (found,) = scan_source(find_sources([good])[0][0])
+    assert isinstance(found, Unread) and found.reason == "IndexError: pop from empty list" and found.certain
+
+
 def test_many_processes_give_what_one_gives_in_the_same_order(tmp_path: Path) -> None:
     for number in range(26):
         shape = falls if number % 2 else rises_from(10, 0.03)
@@ -370,6 +445,37 @@ def test_many_processes_give_what_one_gives_in_the_same_order(tmp_path: Path) ->
     alone = list(scan(sources, workers=1))
     assert [_line(result) for result in several] == [_line(result) for result in alone]
     assert len(calls) == 27 and sum(isinstance(result, Unread) for result in several) == 1
+
+
+@pytest.mark.parametrize(("count", "largest"), [(30, 1), (100, 6), (2000, 8)])
+def test_logs_come_back_in_small_parts(monkeypatch: pytest.MonkeyPatch, count: int, largest: int) -> None:
+    sizes: list[int] = []
+
+    class Here(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, workers: int, **_: object) -> None:
+            super().__init__(1)
+
+        def submit(self, work: Callable, *arguments: list) -> concurrent.futures.Future:
+            sizes.append(len(arguments[1]))
+            return super().submit(work, *arguments)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
+    assert list(spread(abs, range(count), workers=2)) == list(range(count)) and max(sizes) == largest
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
+def test_an_interrupt_ends_a_scan_of_many_logs_at_once(tmp_path: Path, to_all: bool) -> None:
+    for number in range(240):
+        write(tmp_path / f"{number:03d}.csv", *curve(falls, learns, 60, 0.01, number))
+    words = [sys.executable, "-m", "lightning_lossacc.cli", "scan", "--json", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True) as scan:
+        assert scan.stdout is not None and json.loads(scan.stdout.readline())["verdict"] == "healthy"
+        # A terminal sends it to every process that it started, `kill` to one.
+        (os.killpg if to_all else os.kill)(scan.pid, signal.SIGINT)
+        _, errors = scan.communicate(timeout=20)
+    assert scan.returncode == 130 and errors == "lossacc: interrupted\n"
 
 
 def _line(result: Scanned | Unread) -> str:
@@ -397,7 +503,32 @@ def test_a_few_runs_are_blocks_and_many_are_a_table(tmp_path: Path) -> None:
     assert lines[11] == f"10 runs in {tmp_path}/: 1 diverging, 9 healthy"
     assert "  the loss is up by" not in many and "--details" in many
     assert "  the loss is up by" in text([good] * 9 + [bad], with_details=True)
+    (event,) = [event for event in bad.events if event.status != "closed"]
+    assert event.onset_epoch != event.reference_epoch
+    # One number in both: the epoch that it is compared with.
+    assert f"{event.event} since {event.reference_epoch}" in many and f"since epoch {event.reference_epoch} " in shown
     assert set(VERDICTS) == {"diverging", "stuck", "unstable", "undecided", "healthy"}
+
+
+def test_steps_are_named_where_epochs_repeat(tmp_path: Path) -> None:
+    losses, accuracies = curve(rises_from(20, 0.03), learns)
+    rows = [
+        f"{place // 20},{50 * place},{loss},{accuracy}"
+        for place, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    (tmp_path / "a.csv").write_text("epoch,step,val_loss,val_acc\n" + "\n".join(rows))
+    result = scanned(tmp_path / "a.csv")
+    event = result.events[-1]
+    assert f"by steps: step {event.reference_step} → step {event.global_step}\n" in text([result])
+    assert "by steps" not in text([scanned(write(tmp_path / "b.csv", losses, accuracies))])
+
+
+def test_columns_that_were_not_judged_are_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("epoch,val_loss,val_acc,test_loss\n" + "".join(f"{i},1,0.5,2\n" for i in range(5)))
+    shown = text([result := scanned(path)])
+    assert "  note: not judged: test_loss; --loss and --accuracy choose them\n" in shown
+    assert "not_judged" not in shown and json.loads(result.to_json())["matched"]["not_judged"] == "test_loss"
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,6 @@ CONSTANT_EVALUATIONS = 5
 HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
-DEAD_EVALUATIONS = 5
 
 
 def class_share(stream: Stream, known: Event | None) -> Opening | None:
@@ -167,9 +166,9 @@ def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
 
 def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     """Hardly a unit of some layer has answered any input for some evaluations."""
-    series = stream.series[-DEAD_EVALUATIONS:]
+    series = stream.series[-LASTING:]
     shares = [silent_share(record) for record in series]
-    if len(shares) < DEAD_EVALUATIONS or not min(shares) >= DEAD_SHARE:
+    if len(shares) < LASTING or not min(shares) >= DEAD_SHARE:
         return None
     return Opening("dead-layer", stream.state, series[0].epoch)
 

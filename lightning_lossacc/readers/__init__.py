@@ -13,12 +13,15 @@ from lightning_lossacc.history import History, Record
 from lightning_lossacc.readers.columns import Columns as Columns
 from lightning_lossacc.readers.discovery import Source as Source
 from lightning_lossacc.readers.discovery import find_sources as find_sources
-from lightning_lossacc.readers.files import read_json, read_json_lines, read_table, text_of
+from lightning_lossacc.readers.exports import runs_in
+from lightning_lossacc.readers.files import Table, read_json, read_json_lines, read_table
+from lightning_lossacc.readers.tables import NOT_JUDGED as NOT_JUDGED
 from lightning_lossacc.readers.tables import Run as Run
 from lightning_lossacc.readers.tables import Sharpening as Sharpening
 from lightning_lossacc.readers.tables import UnreadableError as UnreadableError
 from lightning_lossacc.readers.tables import runs_of
 from lightning_lossacc.readers.tensorboard import read_events
+from lightning_lossacc.readers.text import text_of
 
 MIN_TREND = 8  # Evaluations below which jitter cannot be estimated.
 
@@ -37,16 +40,24 @@ def read_runs(source: Source, given: Columns | None = None, sharpening: Sharpeni
     sharpening = sharpening or Sharpening()
     if source.format == "history" or (source.format == "json-lines" and _holds_records(source)):
         return [_own_history(source, sharpening)]
-    percent: frozenset[str] = frozenset()
     if source.format == "tensorboard":
-        rows = read_events(source.folders)
+        rows, notes = read_events(source.folders)
+        table = Table(rows, notes=tuple(notes))
     elif source.format == "table":
-        rows, percent = read_table(source.path)
+        table = read_table(source.path)
     elif source.format == "json-lines":
-        rows = read_json_lines(source.path)
+        table = Table(read_json_lines(source.path))
     else:
-        rows = read_json(source.path)
-    return runs_of(source.name, rows, given, sharpening, percent)
+        table = Table(read_json(source.path))
+    parts = runs_in(table.rows)
+    several = len(parts) > 1
+    return [
+        run
+        for name, rows in parts.items()
+        for run in runs_of(
+            f"{source.name}#{name}" if several else source.name, rows, given, sharpening, table.percent, table.notes
+        )
+    ]
 
 
 def cannot_say(run: Run) -> list[str]:
@@ -91,7 +102,7 @@ def _holds_records(source: Source) -> bool:
     first = text_of(source.path).split("\n", 1)[0]
     try:
         data = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"stage", "values", "global_step"} <= data.keys()
 

@@ -7,7 +7,7 @@ cost little; words that make it another quantity (top 5, balanced, per class, bo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, fields
 
 # In this order if a log has several: a test set that is logged every epoch is the last choice.
@@ -36,6 +36,7 @@ OTHER_QUANTITIES = frozenset(
         regularization regularisation penalty kl recon reconstruction refinement calibration calibrated expected
         ece mae mse rmse squared absolute scale ema patience lr grad norm time perplexity variance improvement
         threshold gain discriminator generator bits label labels smoothing lower upper memory probe
+        ci confidence interval count counts n num number
         """,
     )
 )
@@ -44,6 +45,7 @@ STEP_NAMES = ("step", "global step", "trainer global step", "iteration", "iter",
 PERCENT_WORDS = {"percent", "pct", "percentage"}
 _STAGES = "valid|val|validation|test|eval|dev|train|training|trn"
 _GLUED = re.compile(rf"(?:({_STAGES}|tr|v|t|te)(loss|nll|accuracy|acc|err|error|top1|acc1)|(loss|acc)({_STAGES}))")
+_LOADER = re.compile(r"/dataloader_idx_(\d+)")
 _SHORT_STAGES = {"v": "val", "t": "train", "te": "test"}
 _NUMBERED = {"top", "acc", "prec", "precision", "err"}
 
@@ -89,9 +91,8 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 def is_error(name: str) -> bool:
-    """Whether a column holds an error rate, which is 1 - accuracy."""
-    found = set(words_of(name))
-    return bool(found & set(ERROR_WORDS)) and not found & set(ACCURACY_WORDS)
+    """Whether a column holds an error rate, which is 1 - accuracy; so do `top1_err` and `acc_error`."""
+    return bool(set(words_of(name)) & set(ERROR_WORDS))
 
 
 def guess(names: Iterable[str], given: Columns | None = None) -> Columns:
@@ -99,7 +100,8 @@ def guess(names: Iterable[str], given: Columns | None = None) -> Columns:
 
     An accuracy without a stage belongs to the validation data if the losses of both stages have one (fastai's
     `epoch, train_loss, valid_loss, accuracy`), else to the training data (Keras' `accuracy, val_accuracy`). A log
-    without any validation column leaves `loss` and `accuracy` empty.
+    without any validation column leaves `loss` and `accuracy` empty. Beside a column that was named stands the one of
+    the same stage and loader, with the same words of its own (`eval_mismatched_loss, eval_mismatched_accuracy`).
 
     Raises:
         KeyError: if a name of `given` is not among `names`.
@@ -109,11 +111,16 @@ def guess(names: Iterable[str], given: Columns | None = None) -> Columns:
     for name in chosen.values():
         if name not in names:
             raise KeyError(name)
+    place = next((place for role in ("loss", "accuracy") if (place := _place(chosen.get(role, "")))[0]), None)
+    own = {word for role in ("loss", "accuracy") for word in words_of(chosen.get(role, ""))}
+    is_boosted = _is_boosted(names)
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for name in names:
-        found = _describe(name)
+        found = _describe(name, is_boosted, own)
         if found is not None and name not in chosen.values():
             stage, kind, cost = found
+            if stage == "val" and not _belongs(name, place):
+                continue
             if cost < best.get((stage, kind), (MAX_COST + 1, ""))[0]:
                 best[stage, kind] = (cost, name)
     picked = {place: name for place, (_, name) in best.items()}
@@ -139,9 +146,51 @@ def guess(names: Iterable[str], given: Columns | None = None) -> Columns:
     return Columns(**chosen)
 
 
-def _describe(name: str) -> tuple[str, str, int] | None:
-    """Stage, kind and cost of a column, or None if it is neither a loss nor an accuracy."""
-    rest = list(words_of(name))
+def not_judged(names: Iterable[str], columns: Columns) -> list[str]:
+    """Losses and accuracies of evaluation data that are as good a choice as the chosen columns.
+
+    Those of another loader or stage, and those whose names fit as well (`eval_matched_loss, eval_mismatched_loss`).
+    """
+    names = list(names)
+    is_boosted = _is_boosted(names)
+    chosen = [name for name in (columns.loss, columns.accuracy) if name is not None]
+    places = {_place(name) for name in chosen}
+    equals = {_describe(name, is_boosted) for name in chosen}
+    found = []
+    for name in names:
+        described = _describe(name, is_boosted)
+        if described is None or described[0] != "val" or name in chosen:
+            continue
+        if _place(name) not in places or described in equals:
+            found.append(name)
+    return found if any(stage for stage, _ in places) else []
+
+
+def _place(name: str) -> tuple[str, int]:
+    """The data that an evaluation was on: stage (empty if the name does not say) and number of the loader."""
+    loader = _LOADER.search(name)
+    found = words_of(name)
+    stage = next((word for word in found if word in EVALUATION_WORDS), "")
+    stages = {"testing": "test", "test": "test", "": ""}
+    return stages.get(stage, "val"), int(loader[1]) if loader else 0
+
+
+def _belongs(name: str, place: tuple[str, int] | None) -> bool:
+    """Whether a column is of the data that the user named, or else of a first loader."""
+    return _place(name)[1] == 0 if place is None else _place(name) == place
+
+
+def _is_boosted(names: list[str]) -> bool:
+    """Whether the sets are numbered as boosting libraries do: the first one is that of the training."""
+    firsts = {words_of(name)[:2] for name in names}
+    return ("validation", "0") in firsts and ("validation", "1") in firsts
+
+
+def _describe(name: str, is_boosted: bool = False, free: Container[str] = ()) -> tuple[str, str, int] | None:
+    """Stage, kind and cost of a column, or None if it is neither a loss nor an accuracy; `free` words cost nothing."""
+    rest = list(words_of(_LOADER.sub("", name)))
+    if is_boosted and rest[:2] in (["validation", "0"], ["validation", "1"]):
+        rest[:2] = ["train" if rest[1] == "0" else "validation"]
     if set(rest) & OTHER_QUANTITIES:
         return None
     cost, stage = 0, ""
@@ -155,10 +204,10 @@ def _describe(name: str) -> tuple[str, str, int] | None:
     is_accuracy = any(word in ACCURACY_WORDS for word in rest)
     is_loss = any(word in LOSS_WORDS for word in rest) or {"cross", "entropy"} <= set(rest)
     is_wrong = any(word in ERROR_WORDS for word in rest)
-    if is_accuracy + is_loss != 1 and not (is_wrong and not is_accuracy and not is_loss):
+    if is_accuracy + is_loss != 1 and not (is_wrong and not is_loss):
         return None
     known = {*LOSS_WORDS, *ACCURACY_WORDS, *ERROR_WORDS}
-    cost += sum(COSTS.get(word, UNKNOWN_COST) for word in rest if word not in known)
+    cost += sum(COSTS.get(word, UNKNOWN_COST) for word in rest if word not in known and word not in free)
     # An error rate is the last choice, after every accuracy.
     cost += 3 if is_wrong else 0
     if cost > MAX_COST:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightning_lossacc.readers.text import unpacked
+
 Format = Literal["history", "trainer_state", "tensorboard", "table", "json", "json-lines"]
 
 # Our own folder inside the folder of a run.
@@ -36,6 +38,9 @@ SKIPPED_FOLDERS = {".git", "__pycache__", "node_modules", ".venv", "venv", "site
 # Sub-folders of one run, by the part of the data that they are about (Keras' TensorBoard callback, estimators).
 SUB_RUNS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test", "dev"}
 _EVENTS = "tfevents"
+# SummaryWriter.add_hparams writes the last values of a run once more, in a folder named by the time.
+_HPARAMS = re.compile(r"\d{9,11}\.\d+")
+NOTHING = "no such file or folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +78,17 @@ def find_sources(paths: Iterable[str | Path]) -> tuple[list[Source], list[tuple[
             if len(found) == before and not any(path.resolve() in known.parents for known in found):
                 missing.append((str(given), "no training log in this folder"))
         else:
-            missing.append((str(given), "no such file or folder"))
+            is_stream = str(given) == "-" or path.exists()
+            missing.append((str(given), "no stream can be read; write it to a file" if is_stream else NOTHING))
     return list(found.values()), missing
 
 
 def _file(path: Path, given: bool = False) -> Source:
-    name, suffix = path.name.lower(), path.suffix.lower()
+    plain = unpacked(path)
+    name, suffix = plain.name.lower(), plain.suffix.lower()
     if _EVENTS in name:
         return Source(str(path), "tensorboard", path, (("", path),))
-    if name in RUN_FILES:
+    if path.name.lower() in RUN_FILES:
         return Source(str(path), RUN_FILES[name], path)
     if suffix in (".jsonl", ".ndjson") or (suffix in (".log", ".txt") and _first_line(path).startswith(b"{")):
         return Source(str(path), "json-lines", path, certain=given)
@@ -117,7 +124,8 @@ def _run_folder(path: Path) -> Path:
 
 
 def _may_be_log(path: Path) -> bool:
-    name, suffix = path.name.lower(), path.suffix.lower()
+    plain = unpacked(path)
+    name, suffix = plain.name.lower(), plain.suffix.lower()
     if name in NO_LOGS or name.startswith("."):
         return False
     if suffix in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
@@ -173,7 +181,7 @@ def _event_runs(folders: dict[Path, list[str]], taken: set[Path]) -> list[Source
         elif parent in folders and "_" in folder.name:
             # add_scalars("Loss", {"val": …}) writes the tag Loss into the folder Loss_val.
             groups.setdefault(parent, []).append((folder.name.rpartition("_")[2], folder))
-        elif folder.name == OWN_FOLDER and (parent in folders or parent in taken):
+        elif (folder.name == OWN_FOLDER or _HPARAMS.fullmatch(folder.name)) and (parent in folders or parent in taken):
             continue
         else:
             groups.setdefault(folder, []).append(("", folder))

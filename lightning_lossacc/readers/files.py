@@ -7,11 +7,13 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_lossacc.readers.columns import EVALUATION_WORDS, TRAINING_WORDS, words_of
 from lightning_lossacc.readers.tables import Row, UnreadableError
+from lightning_lossacc.readers.text import text_of
 
 # A column with one of these names says which data a row is about (MMEngine's `mode`, long tables' `split`).
 SPLIT_NAMES = ("mode", "stage", "split", "phase", "set", "subset", "dataset")
@@ -19,14 +21,30 @@ _NUMBER = re.compile(r"(?:tensor\()?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[
 _SPACES = re.compile(r"\s{2,}|\t")
 
 
-def read_table(path: Path) -> tuple[list[Row], frozenset[str]]:
-    """Rows of a CSV file and the columns that were written with a percent sign.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A file of cells.
+
+    Attributes:
+        rows: the numbers of each row.
+        percent: columns that were written with a percent sign.
+        notes: what was done to read them, one sentence each.
+    """
+
+    rows: list[Row]
+    percent: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def read_table(path: Path) -> Table:
+    """Rows of a CSV file.
 
     The delimiter is the one of `, ; tab |` that the header has most of; an unnamed first column (pandas' index) is
-    called `index`; header lines in the middle (a log that was appended to) are skipped.
+    called `index`; header lines in the middle (a log that was appended to) are skipped, and so are single rows with
+    more cells than the header.
 
     Raises:
-        UnreadableError: if there is no header or no row.
+        UnreadableError: if there is no header or no row, or most rows do not fit the header.
     """
     lines = [line for line in text_of(path).splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
@@ -34,20 +52,35 @@ def read_table(path: Path) -> tuple[list[Row], frozenset[str]]:
     delimiter = max(",;\t|", key=lines[0].count)
     if not lines[0].count(delimiter):
         raise UnreadableError("the first line has no columns")
-    table = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True))
+    try:
+        table = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True))
+    except csv.Error as error:
+        raise UnreadableError(f"no table: {error}") from None
     header = [name.strip() or f"index {place}".removesuffix(" 0") for place, name in enumerate(table[0])]
     if all(number_of(name) is not None for name in header if not name.startswith("index")):
         raise UnreadableError("the first line holds numbers, not column names")
     percent = set()
     raw: list[dict[str, Any]] = []
+    too_long = 0
     for cells in table[1:]:
         if [cell.strip() for cell in cells] == [cell.strip() for cell in table[0]]:
+            continue
+        if any(cell.strip() for cell in cells[len(header) :]):
+            too_long += 1
             continue
         if delimiter == ";":
             cells = [re.sub(r"^([-+]?\d+),(\d+)$", r"\1.\2", cell.strip()) for cell in cells]
         percent |= {name for name, cell in zip(header, cells, strict=False) if cell.strip().endswith("%")}
         raw.append(dict(zip(header, cells, strict=False)))
-    return rows_of(raw), frozenset(percent)
+    if too_long > len(raw):
+        raise UnreadableError(f"{too_long} of {too_long + len(raw)} rows have more cells than the header has columns")
+    notes = [f"rows with more cells than columns are left out: {too_long}"] if too_long else []
+    notes += [f"column {name!r} is there {header.count(name)} times, the last one is read" for name in _twice(header)]
+    return Table(rows_of(raw), frozenset(percent), tuple(notes))
+
+
+def _twice(names: list[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def read_json(path: Path) -> list[Row]:
@@ -60,6 +93,8 @@ def read_json(path: Path) -> list[Row]:
         data = json.loads(text_of(path))
     except ValueError as error:
         raise UnreadableError(f"no JSON: {error}") from None
+    except RecursionError:
+        raise UnreadableError("the JSON is nested too deeply") from None
     raw = _objects(data)
     if not raw:
         raise UnreadableError("no list of logged values in the JSON")
@@ -81,25 +116,13 @@ def read_json_lines(path: Path) -> list[Row]:
             if number == len(lines) and number > 1:
                 break
             raise UnreadableError(f"line {number} is no JSON: {error}") from None
+        except RecursionError:
+            raise UnreadableError(f"the JSON of line {number} is nested too deeply") from None
         if isinstance(data, dict):
             raw.append(flat(data))
     if not raw:
         raise UnreadableError("no JSON object in the file")
     return rows_of(raw)
-
-
-def text_of(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        UnreadableError: if it cannot be opened or is no text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnreadableError("the file is no text (UTF-8)") from None
-    except OSError as error:
-        raise UnreadableError(error.strerror or str(error)) from None
 
 
 def rows_of(raw: Iterable[dict[str, Any]]) -> list[Row]:

@@ -6,15 +6,20 @@ A row is what was logged at one moment: a cell is absent if nothing was logged, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from lightning_lossacc.history import History, Record
-from lightning_lossacc.readers.columns import PERCENT_WORDS, Columns, guess, is_error, words_of
+from lightning_lossacc.readers.columns import Columns, guess, is_error, not_judged
+from lightning_lossacc.readers.epochs import epochs_of
+from lightning_lossacc.readers.units import unit_of
 
 Row = dict[str, float]
-# An accuracy above this is a percentage: rounding and smoothing leave a fraction below it.
-MAX_FRACTION = 1.5
+# The role of columns that are matched and not read: those of other loaders and stages.
+NOT_JUDGED = "not_judged"
+# A test after the training is no curve.
+MIN_CURVE = 3
 
 
 class UnreadableError(ValueError):
@@ -28,7 +33,8 @@ class Run:
     Attributes:
         name: path of the file or folder, with `#2`, `#3` … where one file holds several trainings.
         stage: stage of the records that are judged: `"val"`, or `"train"` if nothing else was logged.
-        matched: column names by role; `"1 - x"` where the column `x` holds an error rate.
+        matched: column names by role; `"1 - x"` where the column `x` holds an error rate; under `not_judged` those of
+            other loaders and stages.
         history: records with `logged` loss and accuracy (or full records of our own history).
         notes: what was done to the log so that it could be read, one sentence each.
     """
@@ -72,6 +78,7 @@ class _Reading:
     sharpening: Sharpening
     stage: str = "val"
     notes: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def runs_of(
@@ -80,6 +87,7 @@ def runs_of(
     given: Columns | None = None,
     sharpening: Sharpening | None = None,
     percent: frozenset[str] = frozenset(),
+    notes: Sequence[str] = (),
 ) -> list[Run]:
     """The runs of one table of logged rows, oldest first.
 
@@ -89,6 +97,7 @@ def runs_of(
         given: columns that the user named.
         sharpening: what is known beside the log.
         percent: columns that were written with a percent sign.
+        notes: what was done so far to read them.
 
     Raises:
         UnreadableError: if no loss and no accuracy is found, or a given column is not there.
@@ -110,19 +119,28 @@ def runs_of(
             step=columns.step,
             learning_rate=columns.learning_rate,
         )
-    reading = _Reading(rows, columns, set(percent), sharpening or Sharpening(), stage)
+    reading = _Reading(rows, columns, set(percent), sharpening or Sharpening(), stage, list(notes))
     _decide_units(reading)
+    _name_others(reading, names)
     evaluations = _evaluations(reading)
     if not evaluations:
         raise UnreadableError(f"no row has a value of {_listed(_judged(columns))}")
     trainings = _trainings(reading, evaluations)
-    runs, start = [], 0
+    rows, runs, start = reading.rows, [], 0
     for number, training in enumerate(trainings, start=1):
         label = name if len(trainings) == 1 else f"{name}#{number}"
         stop = len(rows) if number == len(trainings) else max(entry.row for entry in training) + 1
         runs.append(_run(label, reading, training, rows[:stop], start))
         start = stop
     return runs
+
+
+def _name_others(reading: _Reading, names: list[str]) -> None:
+    """Losses and accuracies of other loaders and stages that were logged more than once in a while."""
+    others = not_judged(names, reading.columns)
+    reading.others = [name for name in others if sum(name in row for row in reading.rows) >= MIN_CURVE]
+    if reading.others:
+        reading.notes.append(f"not judged: {_listed(reading.others)}; --loss and --accuracy choose them")
 
 
 def _judged(columns: Columns) -> list[str]:
@@ -135,24 +153,36 @@ def _listed(names: list[str]) -> str:
 
 
 def _decide_units(reading: _Reading) -> None:
-    """Percent or fraction, for each column as a whole; what can be neither is no accuracy."""
+    """Percent or fraction, for each column as a whole; single values that can be neither are left out."""
     for role in ("accuracy", "train_accuracy"):
         name = getattr(reading.columns, role)
         if name is None:
             continue
-        values = [row[name] for row in reading.rows if math.isfinite(row.get(name, math.nan))]
-        if values and (max(values) > 101 or min(values) < 0):
+        values = [row[name] for row in reading.rows if name in row]
+        unit = unit_of(name, values, name in reading.percent)
+        if unit is None:
+            finite = [value for value in values if math.isfinite(value)]
             raise UnreadableError(
-                f"column {name!r} was taken for an accuracy, but holds values from {min(values):g} to {max(values):g}; "
+                f"column {name!r} was taken for an accuracy, but holds values from {min(finite):g} to {max(finite):g}; "
                 f"name the right one with --{role.replace('_', '-')}"
             )
-        # A name that says percent may stand over fractions, but those never pass 1.
-        limit = 1.0 if set(words_of(name)) & PERCENT_WORDS else MAX_FRACTION
-        if name in reading.percent or (values and max(values) > limit):
+        if unit.is_percent:
             reading.percent.add(name)
             reading.notes.append(f"{name} read as percent")
         else:
             reading.percent.discard(name)
+        if unit.strays:
+            reading.rows = [
+                {column: value for column, value in row.items() if column != name or not _is_stray(value, unit.largest)}
+                for row in reading.rows
+            ]
+            reading.notes.append(
+                f"left out, as no accuracy is so large or small: {unit.strays} of {len(values)} {name}"
+            )
+
+
+def _is_stray(value: float, largest: float) -> bool:
+    return math.isfinite(value) and not 0 <= value <= largest
 
 
 def _evaluations(reading: _Reading) -> list[_Evaluation]:
@@ -277,7 +307,7 @@ def _shift(reading: _Reading, evaluations: list[_Evaluation], entry: _Evaluation
 
 def _run(name: str, reading: _Reading, training: list[_Evaluation], rows: list[Row], start: int) -> Run:
     columns, notes = reading.columns, list(reading.notes)
-    epochs = _epochs(columns, training, notes)
+    epochs = epochs_of(columns, [entry.cells for entry in training], notes)
     during = _training_values(reading, training, rows, start)
     records = []
     for place, (entry, epoch) in enumerate(zip(training, epochs, strict=True)):
@@ -310,6 +340,8 @@ def _run(name: str, reading: _Reading, training: list[_Evaluation], rows: list[R
     for role in ("accuracy", "train_accuracy"):
         if role in matched and is_error(matched[role]):
             matched[role] = f"1 - {matched[role]}"
+    if reading.others:
+        matched[NOT_JUDGED] = ", ".join(reading.others)
     return Run(name, reading.stage, matched, History(records), tuple(dict.fromkeys(notes)))
 
 
@@ -319,23 +351,6 @@ def _in_unit(reading: _Reading, column: str, value: float) -> float:
         return value
     share = value / 100 if column in reading.percent else value
     return 1 - share if is_error(column) else share
-
-
-def _epochs(columns: Columns, training: list[_Evaluation], notes: list[str]) -> list[int]:
-    """The epoch of each evaluation as the log counts, or its position where no epoch was logged."""
-    for name in (columns.epoch, columns.step):
-        values = [entry.cells.get(name or "", math.nan) for entry in training]
-        if not all(math.isfinite(value) for value in values):
-            continue
-        gaps = sorted(b - a for a, b in pairwise(values))
-        middle = gaps[len(gaps) // 2] if gaps else 1.0
-        if name == columns.epoch:
-            # 0.99, 1.98, 2.97 are the ends of epochs 1, 2, 3; 0.25, 0.5, 0.75 lie inside the first.
-            return [round(value) if middle > 0.9 else math.floor(value) for value in values]
-        if middle == 1:
-            return [int(value) for value in values]
-    notes.append("no epoch was logged: evaluations are counted from 0")
-    return list(range(len(training)))
 
 
 def _training_values(

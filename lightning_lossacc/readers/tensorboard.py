@@ -2,8 +2,8 @@
 
 An event file is a sequence of records (length, checksum, protocol buffer, checksum). The few fields of a buffer that
 hold a scalar are read here: event_file_writer.py, event.proto, summary.proto and tensor.proto of TensorFlow. A last
-record that was cut off by a crash ends the file; of the checksums only that of its length is looked at, to tell it from
-a damaged one.
+record that was cut off by a crash ends the file; of the checksums only those of the lengths are looked at, to tell it
+from a damaged one, of which the good records count.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ ELEMENTS = {FLOAT: ("<f", 4), DOUBLE: ("<d", 8), INT32: ("<i", 4), INT64: ("<q",
 VALUE_FIELDS = {5: "<f", 6: "<d"}  # float_val and double_val of TensorProto
 
 
-def read_events(folders: Sequence[tuple[str, Path]]) -> list[Row]:
-    """Rows of one run in the order of writing: one row a scalar, with its `step`.
+def read_events(folders: Sequence[tuple[str, Path]]) -> tuple[list[Row], list[str]]:
+    """Rows of one run in the order of writing, one row a scalar with its `step`; and what was damaged.
 
     Args:
         folders: folders (or single files) whose events belong together, each with the prefix of its tags.
 
     Raises:
-        UnreadableError: if a file is no event file.
+        UnreadableError: if a file is no event file or nothing in it can be read.
     """
     found: list[tuple[float, int, Row]] = []
+    damages: list[str] = []
     for prefix, place in folders:
         for path in sorted(place.glob("*tfevents*")) if place.is_dir() else [place]:
             if not path.is_file():
                 continue
-            for wall_time, step, tag, value in scalars(path):
+            for wall_time, step, tag, value in scalars(path, damages):
                 name = f"{prefix}/{tag}" if prefix else tag
                 found.append((wall_time, len(found), {"step": float(step), name: value}))
+    if damages and not found:
+        raise UnreadableError(damages[0])
     found.sort(key=lambda item: item[:2])
-    return _merged([row for _, _, row in found])
+    return _merged([row for _, _, row in found]), damages
 
 
 def _merged(rows: list[Row]) -> list[Row]:
@@ -53,28 +56,40 @@ def _merged(rows: list[Row]) -> list[Row]:
     return merged
 
 
-def scalars(path: Path) -> Iterator[tuple[float, int, str, float]]:
+def scalars(path: Path, damages: list[str] | None = None) -> Iterator[tuple[float, int, str, float]]:
     """Wall time (s), step, tag and value of every scalar of one event file.
 
+    Args:
+        path: the file.
+        damages: takes a sentence on what of a damaged file was not read.
+
     Raises:
-        UnreadableError: if the first record is no event.
+        UnreadableError: if there is no event at all.
     """
     data = path.read_bytes()
-    position, count = 0, 0
+    position, number, damaged, end = 0, 0, 0, ""
     while position + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, position)
         start, position = position + 12, position + 16 + length
+        number += 1
+        if _checksum(data[start - 12 : start - 4]) != struct.unpack_from("<I", data, start - 4)[0]:
+            end = f"record {number} has no valid length, nothing is read from there on"
+            number -= 1
+            break
         if position > len(data):
-            if _checksum(data[start - 12 : start - 4]) != struct.unpack_from("<I", data, start - 4)[0]:
-                raise UnreadableError(f"{path.name}: record {count + 1} has no valid length; the file is damaged")
+            number -= 1
             break
         try:
-            yield from _event(data[start : start + length])
+            # As a whole, so that a record that breaks off gives nothing.
+            yield from list(_event(data[start : start + length]))
         except (struct.error, IndexError, UnicodeDecodeError):
-            raise UnreadableError(f"{path.name}: record {count + 1} is no event; the file is damaged") from None
-        count += 1
-    if count == 0:
-        raise UnreadableError(f"{path.name}: no event in the file ({len(data)} bytes)")
+            damaged += 1
+    if number == damaged:
+        detail = "no event in the file" if not (damaged or end) else "no event can be read; the file is damaged"
+        raise UnreadableError(f"{path.name}: {detail} ({len(data)} bytes)")
+    if damages is not None and (damaged or end):
+        left = [f"{damaged} of {number} records cannot be read"] if damaged else []
+        damages.append(f"{path.name} is damaged: {'; '.join([*left, *([end] if end else [])])}")
 
 
 def _checksum(data: bytes) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.readers import Run, Source, UnreadableError, cannot_say, find_sources, read_runs
+from lightning_lossacc.readers import NOT_JUDGED, Run, Source, UnreadableError, cannot_say, find_sources, read_runs
 from lightning_lossacc.report import FILE_NAME, write
 from lightning_lossacc.scan import Scanned, replay, scan_source
 
@@ -68,7 +68,8 @@ def _reports(source: Source, runs: Sequence[Run], output: str | Path | None) -> 
         notes = [f"Not said here: {what}." for what in cannot_say(run)] + [f"{note}." for note in run.notes]
         if found is not None:
             notes.insert(0, f"Judged afterwards, from the log alone: {found.verdict}, {found.reason}.")
-        settings = {f"column of {role}": column for role, column in run.matched.items()} | {"log": source.path}
+        settings = {f"column of {role}": column for role, column in run.matched.items() if role != NOT_JUDGED}
+        settings["log"] = source.path
         try:
             write(path, run.history, events, title=run.name, configuration=settings, notes=notes)
         except OSError as error:
@@ -82,6 +83,9 @@ def _replayed(run: Run, found: Scanned | None) -> list[Event]:
     """Every report that a monitor would have given, and what is seen in the whole run alone."""
     streams = [(stage, loader) for stage, loader in run.history.streams() if stage == run.stage and loader >= 0]
     events = [event for stage, loader in streams for event in replay(run.history, stage, loader)]
+    if found is not None and found.format != "history":
+        # What the whole run refutes is not reported.
+        events = [event for event in events if event.id in {kept.id for kept in found.events}]
     known = {event.id for event in events}
     return events + [event for event in (found.events if found is not None else ()) if event.id not in known]
 
