@@ -322,7 +322,10 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "single rows": TAILED.but(arrays={"tail": TAIL | {"share": 0.001}}),
             "not there before": TAILED.but(before_arrays={"tail": TAIL | {"score": 2.0}}),
             "as likely without": TAILED.but(arrays={"tail": TAIL | {"score": 8.0}}),
-            "the others are over-confident as well": TAILED.but(arrays={"tail": TAIL | {"temperature": 3.0}}),
+            "the others are over-confident as well": TAILED.but(arrays={"tail": TAIL | {"temperature": 2.6}}),
+            "the others are far too confident": TAILED.but(
+                arrays={"tail": TAIL | {"temperature": 3.4, "score": 200.0}}
+            ),
             "a rare class is missed": TAILED.but(
                 values={"balanced_accuracy": 0.6}, arrays=classes([950, 50], [990, 10], [940, 10])
             ),
@@ -443,6 +446,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         SLOW,
         {
             "ordinary steps": SLOW.but(context={"update_ratio": 1e-3}),
+            "small steps that bring less and less": SLOW.but(context={"update_ratio": 4e-4}),
             "large once": SLOW.but(first={"update_ratio": 0.1}),
             "learned": SLOW.but(values={"refinement_nll": 0.3}),
         },
@@ -643,6 +647,24 @@ def test_under_confidence_of_a_smoothed_loss_is_expected() -> None:
     low = STATE.but(values={"nll": 0.6, "temperature": 0.5}, arrays={"loss_terms": "label smoothing 0.1"})
     assert "label smoothing 0.1" in RULES["under-confidence"](low.evidence()).against[0]
     assert not RULES["under-confidence"](low.but(arrays={"loss_terms": ""}).evidence()).against
+
+
+def test_a_tail_of_over_confident_rows_needs_more_certainty() -> None:
+    certain = TAILED.but(arrays={"tail": TAIL | {"temperature": 2.6, "score": 90.0}})
+    assert RULES["hard-tail"](certain.evidence()) is not None
+
+
+@pytest.mark.parametrize(("fall", "rate", "named"), [(0.01, 1e-7, True), (0.0, 1e-7, False), (0.01, 1e-9, False)])
+def test_small_steps_on_a_straight_line_are_too_small(fall: float, rate: float, named: bool) -> None:
+    """Learning at one rate has not slowed down after a dozen evaluations: longer steps had brought it further."""
+    situation = SLOW.but(context={"update_ratio": 4e-4, "learning_rate": 1e-7}, train=(2.3,) * 12)
+    evidence = situation.but(first={"learning_rate": rate}).evidence()
+    series = [
+        replace(record, values=record.values | {"nll": 2.3 - (fall * place if fall else 0.1 * (1 - 0.5**place))})
+        for place, record in enumerate(evidence.series)
+    ]
+    found = RULES["learning-rate-too-low"](replace(evidence, series=series))
+    assert (found is not None) is named
 
 
 def test_two_exchanged_classes_of_ten_are_named() -> None:

@@ -367,10 +367,30 @@ def shown(run: Run) -> bool:
     return SYMPTOMS[run["cause"]](run, SHOWN)
 
 
+def _rose_for_a_while(run: Run, low: float, high: float) -> bool:
+    """Whether for four evaluations in a row the loss was two floors above the lowest before, and the share of it that
+    was left after one temperature between two limits.
+    """
+    path, best, held = _paths(run), 0, 0
+    for place, point in enumerate(path):
+        best = place if point["nll"] < path[best]["nll"] else best
+        risen = point["nll"] - path[best]["nll"]
+        left = (point["refined_nll"] - path[best]["refined_nll"]) / risen if risen > 0 else math.nan
+        held = held + 1 if risen > SHOWN * floor(path[best]["nll"]) and low < left < high else 0
+        if held >= 4:
+            return True
+    return False
+
+
 def true_causes(run: Run) -> set[str]:
     """All causes that hold on the fresh sample, the planted one among them if it showed."""
     found = {name for name, symptom in SYMPTOMS.items() if symptom(run, HOLDS)}
     share = share_left(run, HOLDS)
+    # What was so at four evaluations was true then, whatever came after it.
+    if _rose_for_a_while(run, 0.50 - UNCERTAIN, math.inf):
+        found.add("overfitting")
+    if _rose_for_a_while(run, 0.25 - UNCERTAIN, 0.50 + UNCERTAIN):
+        found.add("mixed")
     if share == share:
         # Near a limit of the definitions, or between them.
         if share < 0.25 + UNCERTAIN:

@@ -144,6 +144,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "over-regularisation",
         "learning-rate-too-high",
         "dead-activations",
+        "learning-rate-too-low",
         "nothing-learned",
         "majority-collapse",
         "label-noise",

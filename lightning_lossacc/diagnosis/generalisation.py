@@ -24,6 +24,8 @@ LASTING_GAP = 5  # evaluations
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
 # Best temperature without the tail: 0.07 … 1.7 where labels were wrong, 2.9 … 4.4 where all rows were over-confident.
 TAIL_TEMPERATURE = 2.0
+# Up to this one where the ratio is so many times as large: 8 … 20 with 3 … 10 % wrong labels, 1.1 … 4.8 without.
+CERTAIN_TEMPERATURE, CERTAIN_TAIL = 3.0, 6.25
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
 # Total variation distance between the class shares of training and validation that matters.
@@ -217,9 +219,9 @@ def hard_tail(evidence: Evidence) -> Cause | None:
 
     What it finds: a mixture of the model's probabilities, at their best temperature, and of a small share of arbitrary
         labels (0.3 … 12 %) explains the validation rows far better than a temperature alone (likelihood ratio of 12
-        for every 1000 rows, at least 12), the best temperature of the others is at most 2, and the rows of that share
-        carry at least half of the rise; of one evaluation, half of the loss. Not where rare classes are mostly missed
-        or validation rows are training rows, since such rows contradict the model too.
+        for every 1000 rows, at least 12), the best temperature of the others is at most 2 (3 where that ratio is 75),
+        and the rows of that share carry at least half of the rise; of one evaluation, half of the loss. Not where rare
+        classes are mostly missed or validation rows are training rows, since such rows contradict the model too.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was, and a temperature makes all rows pay for a few.
     Evidence it needs: logits of at most 64 classes; paired rows over an interval.
@@ -233,10 +235,14 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     # Rare classes that are missed contradict the model as well, and so do rows beside others that it knows by heart.
     if class_imbalance(evidence) is not None or leakage(evidence) is not None:
         return None
-    if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1] or tail["temperature"] > TAIL_TEMPERATURE:
+    items = evidence.current.num_items
+    if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]:
+        return None
+    is_certain = tail["temperature"] <= CERTAIN_TEMPERATURE and labels_contradict(tail["score"] / CERTAIN_TAIL, items)
+    if tail["temperature"] > TAIL_TEMPERATURE and not is_certain:
         return None
     # Such rows do not come and go; a checkpoint keeps no tail of earlier evaluations.
-    before, items = evidence.reference.arrays.get("tail", tail), evidence.current.num_items
+    before = evidence.reference.arrays.get("tail", tail)
     if not (labels_contradict(tail["score"], items) and labels_contradict(2 * before["score"], items)):
         return None
     if evidence.is_static:

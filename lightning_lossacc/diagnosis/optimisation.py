@@ -13,7 +13,7 @@ from lightning_lossacc.history import Record
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
 RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
-LOW_RATIO = 3e-4
+LOW_RATIO, EVEN_RATIO, EVEN_EVALUATIONS = 3e-4, 6e-4, 10
 DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 # Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %.
 KILLING_RATIO, BURST_RATIO = 4e-2, 0.2
@@ -145,8 +145,9 @@ def _broken(evidence: Evidence) -> Cause | None:
 def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """Nothing moves because steps are too small.
 
-    What it finds: an update moves the weights by less than 0.03 % of their size although most of the loss is still
-        there, and neither the rate nor the updates have ever been large.
+    What it finds: an update moves the weights by less than 0.03 % of their size (0.06 % where the loss of ten
+        evaluations and more fell in a straight line) although most of the loss is still there, and neither the rate nor
+        the updates have ever been large.
     Why it matters: the run looks like a plateau and is only slow.
     Evidence it needs: `watch` for the update-to-weight ratio.
     What to do: raise the rate by the factor named; a rate finder.
@@ -155,7 +156,8 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     prior, loss = evidence.label_entropy, evidence.value("refinement_nll")
-    if not (0 < ratio < LOW_RATIO and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
+    limit = EVEN_RATIO if _falls_evenly(evidence) else LOW_RATIO
+    if not (0 < ratio < limit and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
         return None
     if rates and max(rates) > 3 * rates[-1]:
         return None
@@ -235,6 +237,20 @@ def _shrunk(evidence: Evidence) -> bool:
     """Whether weight decay has shrunk the weights to less than a third of what they were."""
     norms = evidence.context_column("weight_norm")
     return evidence.context("weight_decay") >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3
+
+
+def _falls_evenly(evidence: Evidence) -> bool:
+    """Whether the loss fell as fast in the last half of the run as in the first, at one rate: learning has not slowed
+    down yet.
+    """
+    losses = [loss_of(record) for record in evidence.series]
+    rates = evidence.context_column("learning_rate")
+    if len(losses) < EVEN_EVALUATIONS or not rates or max(rates) > 3 * min(rates):
+        return False
+    first, middle, last = losses[0], losses[len(losses) // 2], losses[-1]
+    return last < middle < first and middle - last > 0.75 * (first - middle) * (len(losses) - 1 - len(losses) // 2) / (
+        len(losses) // 2
+    )
 
 
 def _is_dead(evidence: Evidence) -> bool:
