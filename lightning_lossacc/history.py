@@ -123,15 +123,20 @@ class History:
         Raises:
             ValueError: if any line but the last cannot be read; the message names the line.
         """
+        return cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> History:
+        """The same from the text of such a file, and its name for messages."""
         history = cls()
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = text.removesuffix("\n").split("\n")
         for number, line in enumerate(lines, start=1):
             try:
                 history.append(Record.from_json(line))
             except ValueError as error:
                 if number == len(lines):
                     break
-                raise ValueError(f"{path}, line {number}: {error}") from None
+                raise ValueError(f"{name}, line {number}: {error}") from None
         return history
 
 

@@ -151,7 +151,8 @@ def _is_chance(level: float, accuracy: float, num_classes: int | None) -> bool:
     # Of many classes the nearest C always fits the loss, so accuracy alone decides; the more it has to be near 1 / C.
     tolerance = 0.02 if known or classes < 20 else 0.01
     near = abs(level - math.log(classes)) <= tolerance * math.log(classes)
-    return near and accuracy <= (1.5 if known or classes < 20 else 1.2) / classes
+    highest = (1.5 if known or classes < 20 else 1.2) / classes
+    return near and accuracy <= min(highest, classes**-CHANCE_POWER)
 
 
 def _in_training(train: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 # Starting a process costs about as much as reading this many runs.
 MIN_PARALLEL = 24
+MAX_WORKERS = 61  # Windows waits for no more
 # Items that a process takes at once: more would save nothing and show no progress for long.
 MAX_CHUNK = 8
 
@@ -32,24 +33,32 @@ def spread(
         chunk: items that a process takes at once.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(available if workers is None else workers, len(items))
+    count = min(available if workers is None else workers, len(items), MAX_WORKERS)
     if count < 2 or len(items) < MIN_PARALLEL:
         yield from map(look, items)
         return
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     before = set(multiprocessing.active_children())
     # Processes that start afresh: a copy of one that runs threads (a progress bar's) may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts_to_parent)
     size = chunk or min(max(len(items) // (8 * count), 1), MAX_CHUNK)
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
     try:
         with _interrupts_ignored():
-            tasks = [pool.submit(_each, look, items[start : start + size]) for start in range(0, len(items), size)]
+            tasks = [pool.submit(_each, look, part) for part in parts]
         # The last one first, so that each is forgotten once it has been handed over.
         tasks.reverse()
         while tasks:
-            yield from tasks.pop().result()
+            part = parts[-len(tasks)]
+            try:
+                found = tasks.pop().result()
+            except BrokenProcessPool:
+                # One of them was killed from outside, and all others are of no use: the rest is done here.
+                found = _each(look, part)
+            yield from found
     except BaseException:
         # Not cancelled before: the pool's own thread fails on cancelled work of processes that have gone.
         for process in set(multiprocessing.active_children()) - before:

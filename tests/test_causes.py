@@ -635,6 +635,16 @@ def test_an_explosion_of_confidence_does_not_hide_what_was_lost() -> None:
     assert found is not None and "of 1.8526 nats that had been learnt 0.6000 are gone" in found.evidence[-1]
 
 
+def test_one_row_of_a_class_knows_nothing() -> None:
+    lucky = FLAT_OUT.but(arrays=classes([499, 499, 1, 1], [500, 498, 1, 1], [120, 120, 1, 1]))
+    assert RULES["nothing-learned"](lucky.evidence()) is not None
+
+
+def test_a_tie_leaves_a_class_its_own_name() -> None:
+    table = [[90, 0, 0, 0], [50, 50, 0, 0], [0, 0, 5, 95], [0, 0, 95, 5]]
+    assert RULES["label-mapping-mismatch"](STATE.but(arrays={"confusion": table}).evidence()) is not None
+
+
 def test_a_sum_instead_of_a_mean_is_named() -> None:
     found = RULES["loss-mismatch"](STATE.but(logged={"val_loss": 32.0}).evidence())
     assert (

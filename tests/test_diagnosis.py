@@ -311,9 +311,10 @@ def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: boo
         ([0.3, 0.4] + [0.95] * 10, 0.3, "learning-rate-too-high"),
         ([0.95] * 11, 0.001, "dead-activations"),
         ([0.95] * 9, 0.001, ""),
+        ([0.95] + [math.nan] * 9, 0.001, ""),
         ([0.3, 0.4] + [0.8] * 10, 0.3, ""),
     ],
-    ids=["died", "dead from the start", "nine evaluations", "a fifth is alive"],
+    ids=["died", "dead from the start", "nine evaluations", "not known since", "a fifth is alive"],
 )
 def test_a_layer_that_answers_nothing(shares: list[float], ratio: float, cause: str) -> None:
     """Also where the network learns on, so that no other event asks."""

@@ -28,6 +28,7 @@ from lightning_lossacc.readers import (
     read_runs,
 )
 from lightning_lossacc.readers.columns import guess, words_of
+from tests.made_up import record
 
 
 @pytest.fixture(autouse=True)
@@ -216,12 +217,13 @@ def test_a_test_after_the_training_is_no_curve_that_was_left_out() -> None:
     assert "not_judged" not in run.matched
 
 
-def test_several_runs_of_one_export_are_taken_apart() -> None:
-    names = [f"sky-{run} - {key}{end}" for run in (1, 2) for key in ("val_loss", "val_acc") for end in ("", "__MIN")]
+@pytest.mark.parametrize("stem", ["sky-", "lr 0.1 - seed "])
+def test_several_runs_of_one_export_are_taken_apart(stem: str) -> None:
+    names = [f"{stem}{run} - {key}{end}" for run in (1, 2) for key in ("val_loss", "val_acc") for end in ("", "__MIN")]
     rows = "0,1,1,0.5,0.5,2,2,0.25,0.25\n1,0.9,0.9,0.6,0.6,,,,\n"
     Path("a.csv").write_text("Step," + ",".join(f'"{name}"' for name in names) + "\n" + rows)
     first, second = read("a.csv")
-    assert (first.name, second.name) == ("a.csv#sky-1", "a.csv#sky-2") and first.matched["loss"] == "val_loss"
+    assert (first.name, second.name) == (f"a.csv#{stem}1", f"a.csv#{stem}2") and first.matched["loss"] == "val_loss"
     assert numbers(first) == [(0, 1, 0.5), (1, 0.9, 0.6)] and numbers(second) == [(0, 2, 0.25)]
 
 
@@ -331,6 +333,27 @@ def test_packed_files_and_other_encodings_are_read(name: str, encode: Callable[[
     data = json.dumps([{"val_loss": 1.0, "val_acc": 0.5}] * 4).encode()
     Path("b.json.gz").write_bytes(gzip.compress(data))
     assert len(numbers(one("b.json.gz"))) == 4
+
+
+def test_packed_lines_and_our_own_history_are_read() -> None:
+    lines = "".join(json.dumps({"epoch": epoch, "val_loss": 1.0, "val_acc": 0.5}) + "\n" for epoch in range(4))
+    Path("train.log.gz").write_bytes(gzip.compress(lines.encode()))
+    assert len(numbers(one("."))) == 4
+    history = "".join(record(epoch, nll=1.0, accuracy=0.5).to_json() + "\n" for epoch in range(3))
+    Path("history.jsonl.gz").write_bytes(gzip.compress(history.encode()))
+    assert numbers(one("history.jsonl.gz")) == [(epoch, 1.0, 0.5) for epoch in range(3)]
+
+
+def test_a_chosen_loss_of_averaged_weights_brings_their_accuracy() -> None:
+    names = ("val_loss", "val_acc", "val_ema_loss", "val_ema_acc")
+    one("a.csv", f"epoch,{','.join(names)}\n" + "".join(f"{epoch},1,0.5,2,0.25\n" for epoch in range(3)))
+    assert one("a.csv", columns=Columns(loss="val_ema_loss")).matched["accuracy"] == "val_ema_acc"
+
+
+def test_a_log_of_the_second_loader_alone_is_judged() -> None:
+    names = [f"val_{kind}/dataloader_idx_1" for kind in ("loss", "acc")]
+    run = one("a.csv", f"epoch,{','.join(names)}\n" + "".join(f"{epoch},1,0.5\n" for epoch in range(3)))
+    assert (run.stage, run.matched["loss"]) == ("val", names[0])
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

@@ -258,6 +258,8 @@ def test_a_rate_that_broke_the_network_is_lowered_by_what_it_did_then() -> None:
     )
     text = of("learning-rate-too-high", late, early, late)
     assert "lower the learning rate from 5.0 to 0.05 (1/100 of it): a step changed a weight tensor by 10.0 %" in text
+    unknown = made(1, context={"learning_rate": 5.0, "update_ratio": math.nan})
+    assert "(1/100 of it)" in of("learning-rate-too-high", late, unknown, early, late)
     burst = made(context={"learning_rate": 5.0, "update_ratio": 3e7})
     assert "to 0.005 (1/1000 of it)" in of("learning-rate-too-high", burst)
 

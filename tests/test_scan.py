@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -463,11 +464,53 @@ def test_logs_come_back_in_small_parts(monkeypatch: pytest.MonkeyPatch, count: i
     assert list(spread(abs, range(count), workers=2)) == list(range(count)) and max(sizes) == largest
 
 
+def _fatal(item: int) -> tuple[int, int]:
+    """The process of a pool that meets item 7 is killed."""
+    if item == 7 and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item, os.getpid()
+
+
+def test_what_a_killed_process_left_is_done_here() -> None:
+    found = list(spread(_fatal, range(40), workers=2))
+    assert [item for item, _ in found] == list(range(40)) and dict(found)[39] == os.getpid()
+
+
+def test_a_second_rise_after_the_first_one_is_over(tmp_path: Path) -> None:
+    """A step of the learning rate ends a rise at a new low, and the loss rises from there."""
+    first = [1 - 0.05 * place for place in range(11)] + [0.5 + 0.02 * place for place in range(1, 16)]
+    second = [0.3] * 6 + [0.3 + min(0.006 * place, 0.18) for place in range(1, 60)]
+    noise = 0.004 * np.random.default_rng(0).normal(size=len(first) + len(second))
+    losses = (np.array(first + second) + noise).tolist()
+    accuracies = (0.85 - np.array(losses) / 10).tolist()
+    over = scanned(write(tmp_path / "over.csv", losses[:32], accuracies[:32]))
+    assert not any(event.event.startswith("loss-up") for event in over.events if event.status != "closed")
+    assert scanned(write(tmp_path / "again.csv", losses, accuracies)).verdict == "diverging"
+
+
+def test_a_new_low_between_two_parts_of_a_rise_does_not_end_it(tmp_path: Path) -> None:
+    losses = [1 - 0.05 * place for place in range(11)] + [0.5 + 0.03 * place for place in range(1, 11)]
+    losses += [0.2] + [0.45] * 25
+    noise = 0.004 * np.random.default_rng(0).normal(size=len(losses))
+    accuracies = [0.6 + 0.02 * min(place, 10) + noise[place] for place in range(len(losses))]
+    found = scanned(write(tmp_path / "a.csv", (np.array(losses) + noise).tolist(), accuracies))
+    assert found.verdict == "diverging"
+
+
+def test_three_of_four_right_is_no_chance_of_two_classes() -> None:
+    steps = np.arange(40)
+    found = judge((0.693 - 0.00023 * steps).tolist(), (0.5 + 0.006 * steps).tolist())
+    assert found.kind != "stuck"
+
+
 @pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "kill"])
 def test_an_interrupt_ends_a_scan_of_many_logs_at_once(tmp_path: Path, to_all: bool) -> None:
     for number in range(240):
         write(tmp_path / f"{number:03d}.csv", *curve(falls, learns, 60, 0.01, number))
-    words = [sys.executable, "-m", "lightning_lossacc.cli", "scan", "--json", str(tmp_path)]
+    # A test run in the background may have been told to ignore interrupts, and its children with it.
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    call = "from lightning_lossacc.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", f"{heard}{call}", "scan", "--json", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True) as scan:

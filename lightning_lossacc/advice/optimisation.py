@@ -39,7 +39,8 @@ def raise_learning_rate(measured: Measured) -> str:
 
 def _other_learning_rate(measured: Measured, higher: bool) -> str:
     ratio, rate = measured.context("update_ratio"), measured.context("learning_rate")
-    highest = max((record.context.get("update_ratio", math.nan) for record in measured.evaluations), default=math.nan)
+    ratios = [record.context.get("update_ratio", math.nan) for record in measured.evaluations]
+    highest = max(filter(math.isfinite, ratios), default=math.nan)
     # A network that large steps broke hardly moves any more: what broke it is to be lowered.
     broke = not higher and ratio < USUAL_UPDATE < highest
     # A step beyond the weights' own size is that of a loss which had left every scale.

@@ -37,6 +37,7 @@ class Stream:
         train: records of training epochs.
         train_probe: evaluations of the train probe.
         accuracy_margin: see `margin`.
+        since_step: where the loss was lowest when a rise had come back; -1 if none has.
     """
 
     series: list[Record]
@@ -44,6 +45,7 @@ class Stream:
     train: list[Record] = field(default_factory=list)
     train_probe: list[Record] = field(default_factory=list)
     accuracy_margin: float = ACCURACY_MARGIN
+    since_step: int = -1
 
     @cached_property
     def losses(self) -> list[float]:
@@ -151,17 +153,13 @@ def loss_up(stream: Stream, known: Event | None) -> Opening | None:
     paired = current.paired.get("nll")
     onset = stream.place(reference) + 1
     if known:
-        # Measured from the level that it was reported against too: a new lowest loss is no reference for it.
-        before = stream.reported(known)
-        if change < floor / 2 or (
-            before is not None and losses[-1] < loss_of(before) + practical_floor(loss_of(before)) / 2
-        ):
+        if change < floor / 2 or _is_back(stream, known, change):
             return None
     elif len(series) < trends.MIN_EVALUATIONS and _is_restless(series):
         return None
     else:
         rates = [record.context.get("learning_rate", math.nan) for record in series]
-        shift = loss_rise(losses, rates)
+        shift = loss_rise(losses, rates) or _rise_since(stream, rates)
         if shift is not None and change >= floor and not _may_be_a_start(stream, reference):
             onset = shift.onset
         elif not (_shown_early(series, reference, change, floor) or _shown_lasting(series, reference, floor)):
@@ -171,6 +169,25 @@ def loss_up(stream: Stream, known: Event | None) -> Opening | None:
     words = kind if kind in ("flat", "not-down", "up", "down") else "undecided"
     epoch = series[min(onset, len(series) - 1)].epoch
     return Opening(f"loss-up-accuracy-{words}", evidence, epoch, abs(evidence.full_nll_change))
+
+
+def _is_back(stream: Stream, known: Event, change: float) -> bool:
+    """Whether the loss is back at the level that a rise was reported against, and not up from a lower one by as much: a
+    new lowest loss is no reference for what was said before it.
+    """
+    before, reported = stream.reported(known), known.evidence.get("nll_change")
+    if before is None or (isinstance(reported, float) and change >= reported / 2):
+        return False
+    return stream.losses[-1] < loss_of(before) + practical_floor(loss_of(before)) / 2
+
+
+def _rise_since(stream: Stream, rates: list[float]) -> trends.Shift | None:
+    """A rise since the lowest loss at which the last one was over: that one and its end would count as jitter."""
+    if stream.since_step < 0:
+        return None
+    start = next((place for place, record in enumerate(stream.series) if record.global_step >= stream.since_step), 0)
+    shift = loss_rise(stream.losses[start:], rates[start:])
+    return None if shift is None else replace(shift, reference=shift.reference + start, onset=shift.onset + start)
 
 
 def _is_restless(series: list[Record]) -> bool:

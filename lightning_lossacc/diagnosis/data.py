@@ -173,7 +173,9 @@ def knows_classes(record: Record) -> bool:
     if len(found) < 2:
         return False
     mean = sum(recall for recall, _ in found) / len(found)
-    error = math.sqrt(sum(recall * (1 - recall) / rows for recall, rows in found)) / len(found)
+    # With one row more of each kind, or a class of one row had no error at all.
+    smoothed = [((recall * rows + 1) / (rows + 2), rows) for recall, rows in found]
+    error = math.sqrt(sum(recall * (1 - recall) / rows for recall, rows in smoothed)) / len(found)
     return mean - 1 / len(found) > max(3 * error, KNOWN_RECALL)
 
 
@@ -215,7 +217,10 @@ def is_renamed(record: Record) -> bool:
     to, and that is a permutation of the classes.
     """
     confusion = record.arrays.get("confusion") or []
-    places = [max(range(len(row)), key=row.__getitem__) for row in confusion if sum(row)]
+    # Of equal numbers the class's own.
+    places = [
+        place if row[place] == max(row) else row.index(max(row)) for place, row in enumerate(confusion) if sum(row)
+    ]
     total = sum(map(sum, confusion))
     if total < 30 or len(set(places)) < len(places):
         return False

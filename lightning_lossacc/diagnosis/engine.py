@@ -86,6 +86,8 @@ class Diagnosis:
         self.waiting: dict[str, int] = {}
         # Likewise: another first cause than the reported one, and for how many evaluations it has held.
         self.revised: dict[str, tuple[str, int]] = {}
+        # Likewise: the step of the lowest loss when an event was closed.
+        self.over: dict[str, int] = {}
 
     def examine(self, history: History, stage: str = "val", loader: int = 0) -> list[Event]:
         """Events of the newest record of one stage and loader: opened, revised, doubled or closed by it."""
@@ -96,7 +98,8 @@ class Diagnosis:
         # Another number of rows is another validation set, which is not compared.
         series = [record for record in records if record.num_rows == newest.num_rows and math.isfinite(loss_of(record))]
         train, probe = history.series("train"), history.series("train_probe")
-        stream = Stream(series, newest, train, probe, self.accuracy_margin)
+        since = self.over.get(f"{stage}/{loader}/loss-up", -1)
+        stream = Stream(series, newest, train, probe, self.accuracy_margin, since)
         is_fit = stage not in ("validate", "test")
         judges = CHANGES | STATES if is_fit else {name: STATES[name] for name in SINGLE}
         found = []
@@ -113,7 +116,7 @@ class Diagnosis:
     def state(self) -> str:
         """Open events as one line of JSON."""
         reports = {key: [event.to_json(), change] for key, (event, change) in self.open.items()}
-        return to_json({"open": reports, "waiting": self.waiting, "revised": self.revised})
+        return to_json({"open": reports, "waiting": self.waiting, "revised": self.revised, "over": self.over})
 
     def load_state(self, state: str) -> None:
         """The inverse of `state`."""
@@ -124,6 +127,7 @@ class Diagnosis:
         }
         self.waiting = saved["waiting"]
         self.revised = {key: (cause, count) for key, (cause, count) in saved["revised"].items()}
+        self.over = saved.get("over", {})  # checkpoints of earlier versions know none
 
     def margin(self, reference: Record) -> float:
         """Largest change of accuracy that counts as flat, for one reference."""
@@ -148,7 +152,7 @@ class Diagnosis:
                 return None
             # A new lowest loss takes back at once what was said of the first evaluations; later, patience is needed.
             is_early = name == "loss-up" and known[0].evidence.get("evaluations", 0) < trends.MIN_EVALUATIONS
-            return self._gone(key, known[0], stream.newest, is_early and stream.losses[-1] <= min(stream.losses))
+            return self._gone(key, known[0], stream, is_early and stream.losses[-1] <= min(stream.losses))
         self.waiting[key] = 0
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
         is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
@@ -174,13 +178,15 @@ class Diagnosis:
         self.revised.pop(key, None)
         return event
 
-    def _gone(self, key: str, event: Event, newest: Record, at_once: bool) -> Event | None:
+    def _gone(self, key: str, event: Event, stream: Stream, at_once: bool) -> Event | None:
         self.waiting[key] = self.waiting.get(key, 0) + 1
         if self.waiting[key] < PATIENCE and not at_once:
             return None
         del self.open[key]
         self.revised.pop(key, None)
-        return closed(event, newest)
+        if stream.series:
+            self.over[key] = min(stream.series, key=loss_of).global_step
+        return closed(event, stream.newest)
 
     def _is_revised(self, key: str, event: Event, name: str, cause: str) -> bool:
         """Whether another first cause, or another verdict on the accuracy, has held long enough to be news."""

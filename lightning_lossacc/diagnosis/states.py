@@ -168,7 +168,7 @@ def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     """Hardly a unit of some layer has answered any input for some evaluations."""
     series = stream.series[-LASTING:]
     shares = [silent_share(record) for record in series]
-    if len(shares) < LASTING or not min(shares) >= DEAD_SHARE:
+    if len(shares) < LASTING or not all(share >= DEAD_SHARE for share in shares):
         return None
     return Opening("dead-layer", stream.state, series[0].epoch)
 

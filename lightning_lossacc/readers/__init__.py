@@ -109,8 +109,8 @@ def _holds_records(source: Source) -> bool:
 
 def _own_history(source: Source, sharpening: Sharpening) -> Run:
     try:
-        history = History.read(source.path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
+        history = History.parse(text_of(source.path), str(source.path))
+    except ValueError as error:
         raise UnreadableError(str(error).split("\n")[0]) from None
     stages = [stage for stage, _ in history.streams()]
     stage = next((name for name in ("val", "test", "train") if name in stages), "")

@@ -114,13 +114,15 @@ def guess(names: Iterable[str], given: Columns | None = None) -> Columns:
     place = next((place for role in ("loss", "accuracy") if (place := _place(chosen.get(role, "")))[0]), None)
     own = {word for role in ("loss", "accuracy") for word in words_of(chosen.get(role, ""))}
     is_boosted = _is_boosted(names)
+    first = min((_place(name)[1] for name in names if _describe(name, is_boosted)), default=0)
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for name in names:
         found = _describe(name, is_boosted, own)
         if found is not None and name not in chosen.values():
             stage, kind, cost = found
-            if stage == "val" and not _belongs(name, place):
+            if stage == "val" and not _belongs(name, place, first):
                 continue
+            cost += len((own & OTHER_QUANTITIES).difference(words_of(name)))
             if cost < best.get((stage, kind), (MAX_COST + 1, ""))[0]:
                 best[stage, kind] = (cost, name)
     picked = {place: name for place, (_, name) in best.items()}
@@ -175,9 +177,9 @@ def _place(name: str) -> tuple[str, int]:
     return stages.get(stage, "val"), int(loader[1]) if loader else 0
 
 
-def _belongs(name: str, place: tuple[str, int] | None) -> bool:
-    """Whether a column is of the data that the user named, or else of a first loader."""
-    return _place(name)[1] == 0 if place is None else _place(name) == place
+def _belongs(name: str, place: tuple[str, int] | None, first: int) -> bool:
+    """Whether a column is of the data that the user named, or else of the first loader that there is."""
+    return _place(name)[1] == first if place is None else _place(name) == place
 
 
 def _is_boosted(names: list[str]) -> bool:
@@ -191,7 +193,7 @@ def _describe(name: str, is_boosted: bool = False, free: Container[str] = ()) ->
     rest = list(words_of(_LOADER.sub("", name)))
     if is_boosted and rest[:2] in (["validation", "0"], ["validation", "1"]):
         rest[:2] = ["train" if rest[1] == "0" else "validation"]
-    if set(rest) & OTHER_QUANTITIES:
+    if any(word in OTHER_QUANTITIES and word not in free for word in rest):
         return None
     cost, stage = 0, ""
     for word in rest:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning_lossacc.readers.text import unpacked
+from lightning_lossacc.readers.text import PACKED, unpacked
 
 Format = Literal["history", "trainer_state", "tensorboard", "table", "json", "json-lines"]
 
@@ -141,10 +143,11 @@ def _may_be_log(path: Path) -> bool:
 
 def _first_line(path: Path) -> bytes:
     """The beginning of a file's first line; empty if there is no such file."""
+    opened = gzip.open if path.suffix.lower() == PACKED else open
     try:
-        with path.open("rb") as file:
+        with opened(path, "rb") as file:
             return file.readline(500).lstrip()
-    except OSError:
+    except (OSError, EOFError, zlib.error):
         return b""
 
 

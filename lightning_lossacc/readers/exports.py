@@ -6,9 +6,10 @@ import re
 
 from lightning_lossacc.readers.tables import Row
 
-# W&B names the columns of its charts `<run> - <key>` and adds the extremes of what it merged into one point.
+# W&B names the columns of its charts `<run> - <key>`, where a run may have such a dash in its name, and adds the
+# extremes of what it merged into one point.
 _EXTREMES = ("__MIN", "__MAX")
-_COLUMN = re.compile(r"(.+?) - (.+)")
+_COLUMN = re.compile(r"(.+) - (.+)")
 
 
 def runs_in(rows: list[Row]) -> dict[str, list[Row]]:

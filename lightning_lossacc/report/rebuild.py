@@ -59,11 +59,11 @@ def rebuild(paths: Sequence[str | Path], output: str | Path | None = None) -> li
 
 def _reports(source: Source, runs: Sequence[Run], output: str | Path | None) -> list[Rebuilt]:
     own = read_events(source.path.with_name(EVENTS_FILE)) if source.format == "history" else []
-    judged = [] if own else [found for found in scan_source(source) if isinstance(found, Scanned)]
+    judged = {} if own else {found.run: found for found in scan_source(source) if isinstance(found, Scanned)}
     results = []
     for place, run in enumerate(runs):
         path = _place(source, place) if output is None else Path(output)
-        found = judged[place] if place < len(judged) else None
+        found = judged.get(run.name)
         events = own or _replayed(run, found)
         notes = [f"Not said here: {what}." for what in cannot_say(run)] + [f"{note}." for note in run.notes]
         if found is not None:
