@@ -200,8 +200,10 @@ def _traded(path: list[dict[str, Any]]) -> bool:
 
 
 def _fell(before: dict[str, float], after: dict[str, float], floors: float) -> bool:
-    loss = before["nll"] - after["nll"]
-    return loss > floors * floor(before["nll"]) and after["accuracy"] < before["accuracy"] - 0.01 * floors
+    return (
+        before["nll"] - after["nll"] > floors * floor(before["nll"])
+        and after["accuracy"] < before["accuracy"] - 0.01 * floors
+    )
 
 
 def _recalls_rose(before: dict[str, float], after: dict[str, float]) -> bool:
@@ -227,9 +229,8 @@ def validation_too_small(run: Run, floors: float = SHOWN) -> bool:
 
 
 def learning_rate_too_high(run: Run, floors: float = SHOWN) -> bool:
-    """With a sound rate the lowest loss is a tenth lower, and the accuracy two points above that at the end.
-
-    A step that makes the loss leave every scale is planted as a blow-up, and holds for that as well.
+    """With a sound rate the lowest loss is a tenth lower, and the accuracy two points above that at the end; to hold,
+    the loss may leave every scale, which is planted as a blow-up.
     """
     if run["cause"] == "blow-up" or blow_up(run):
         return floors < SHOWN and run["cause"] in ("blow-up", "learning-rate-too-high") and blow_up(run)
@@ -368,9 +369,7 @@ def shown(run: Run) -> bool:
 
 
 def _rose_for_a_while(run: Run, low: float, high: float) -> bool:
-    """Whether for four evaluations in a row the loss was two floors above the lowest before, and the share of it that
-    was left after one temperature between two limits.
-    """
+    """Whether for four evaluations the loss stood two floors high, and the share left after one temperature between."""
     path, best, held = _paths(run), 0, 0
     for place, point in enumerate(path):
         best = place if point["nll"] < path[best]["nll"] else best
@@ -386,19 +385,14 @@ def true_causes(run: Run) -> set[str]:
     """All causes that hold on the fresh sample, the planted one among them if it showed."""
     found = {name for name, symptom in SYMPTOMS.items() if symptom(run, HOLDS)}
     share = share_left(run, HOLDS)
-    # What was so at four evaluations was true then, whatever came after it.
-    if _rose_for_a_while(run, 0.50 - UNCERTAIN, math.inf):
+    # Near a limit of the definitions, or between them; what was so at four evaluations was true then, whatever came.
+    if share < 0.25 + UNCERTAIN:
+        found.add("over-confidence")
+    if share > 0.50 - UNCERTAIN or _rose_for_a_while(run, 0.50 - UNCERTAIN, math.inf):
         found.add("overfitting")
-    if _rose_for_a_while(run, 0.25 - UNCERTAIN, 0.50 + UNCERTAIN):
+    if 0.25 - UNCERTAIN < share < 0.50 + UNCERTAIN or _rose_for_a_while(run, 0.25 - UNCERTAIN, 0.50 + UNCERTAIN):
         found.add("mixed")
-    if share == share:
-        # Near a limit of the definitions, or between them.
-        if share < 0.25 + UNCERTAIN:
-            found.add("over-confidence")
-        if share > 0.50 - UNCERTAIN:
-            found.add("overfitting")
-        # Or beside an explosion of confidence a quarter of what had been learnt is gone.
-        lost = rise(run)[1] > 0.25 * (_entropy(run) - run["truth"]["best"]["refined_nll"])
-        if 0.25 - UNCERTAIN < share < 0.50 + UNCERTAIN or (share < 0.5 and lost):
-            found.add("mixed")
+    # Or beside an explosion of confidence a quarter of what had been learnt is gone.
+    if share < 0.5 and rise(run)[1] > 0.25 * (_entropy(run) - run["truth"]["best"]["refined_nll"]):
+        found.add("mixed")
     return found
