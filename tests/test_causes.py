@@ -688,6 +688,12 @@ def test_a_loss_that_stopped_being_a_number_after_long_steps() -> None:
     assert (first.cause, second.cause) == ("blow-up", "learning-rate-too-high") and "30 %" in second.evidence[0]
 
 
+def test_what_drifting_batch_norm_collapses_is_not_called_unlearned() -> None:
+    """Running statistics that are far off give every row to one class; nothing about the labels follows from that."""
+    lost = DRIFTED.but(values=FLAT_OUT.values, arrays=FLAT_OUT.arrays)
+    assert find_causes("accuracy-equals-class-share", lost.evidence())[0].cause == ("train-eval-mismatch")
+
+
 def test_drifting_batch_norm_is_named_without_a_probe() -> None:
     found = RULES["train-eval-mismatch"](DRIFTED.evidence())
     assert found is not None and "0.8 of their size" in found.evidence[0] and "overfitting" in found.against[0]

@@ -130,6 +130,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "dead-activations",
         "over-regularisation",
         "learning-rate-too-low",
+        "train-eval-mismatch",
         "prior-shift",
         "nothing-learned",
         "majority-collapse",
