@@ -43,6 +43,12 @@ def smallest_nll(error: float) -> float:
     return error * math.log(2)
 
 
+def is_no_nll(losses: Sequence[float], accuracies: Sequence[float]) -> bool:
+    """Whether the last three losses are too small for an NLL in nats with as many wrong answers."""
+    pairs = [pair for pair in zip(losses, accuracies, strict=False) if all(map(math.isfinite, pair))]
+    return len(pairs) >= 3 and all(loss < 0.98 * smallest_nll(1 - accuracy) for loss, accuracy in pairs[-3:])
+
+
 def double_softmax_floor(num_classes: int) -> float:
     """Least loss of probabilities that are given to a cross-entropy as logits: ln(e + C - 1) - 1 (nats)."""
     return math.log(math.e + num_classes - 1) - 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-from lightning_lossacc.floors import smallest_nll
+from lightning_lossacc.floors import constant_confidence_nll
 
 ACCURACY_MARGIN = 0.01
 PINNED_SHARE = 0.8  # of all evaluations with exactly the same accuracy
@@ -70,7 +70,7 @@ def at_chance(
     low, high = CHANCE_LOSS
     if classes < 2 or not low * math.log(classes) <= level <= high * math.log(classes):
         return None
-    if end > classes**-CHANCE_POWER or level < constant_loss(1 - end, num_classes):
+    if end > classes**-CHANCE_POWER or level < constant_confidence_nll(1 - end, num_classes or 2):
         return None
     return f"{_unchanged(loss, accuracy)}, and a guess would be as good"
 
@@ -82,26 +82,9 @@ def not_better(loss: list[float], accuracy: list[float], num_classes: int | None
     start, end, level = _levels(loss, accuracy)
     if _has_gained(accuracy, start, end) or _has_moved(loss, level) or end >= PERFECT or end < start - LEARNED_ACCURACY:
         return None
-    if level < constant_loss(1 - end, num_classes):
+    if level < constant_confidence_nll(1 - end, num_classes or 2):
         return None
     return f"{_unchanged(loss, accuracy)}; whether a constant answer would be as good is not shown"
-
-
-def is_no_nll(losses: Sequence[float], accuracies: Sequence[float]) -> bool:
-    """Whether the last three losses are too small for an NLL in nats with as many wrong answers."""
-    pairs = [pair for pair in zip(losses, accuracies, strict=False) if all(map(math.isfinite, pair))]
-    return len(pairs) >= 3 and all(loss < 0.98 * smallest_nll(1 - accuracy) for loss, accuracy in pairs[-3:])
-
-
-def constant_loss(error: float, num_classes: int | None = None) -> float:
-    """NLL of an answer that is right in `1 - error` of the rows and always equally confident, nats.
-
-    `h(e) + e ln(C - 1)` with the binary entropy `h`; without C its smallest value, that of two classes.
-    """
-    if not 0 < error < 1:
-        return 0.0 if error <= 0 else math.log(max((num_classes or 2) - 1, 1))
-    entropy = -error * math.log(error) - (1 - error) * math.log(1 - error)
-    return entropy + error * math.log(max((num_classes or 2) - 1, 1))
 
 
 def row_noise(size: int | None) -> float:

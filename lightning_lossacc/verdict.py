@@ -23,13 +23,13 @@ from statistics import fmean, median
 from typing import Literal
 
 from lightning_lossacc import trends
+from lightning_lossacc.floors import is_no_nll
 from lightning_lossacc.rises import ABSOLUTE_FLOOR, MIN_EVALUATIONS, RELATIVE_FLOOR, excluded_rise, whole_rise
 from lightning_lossacc.stuck import (
     ACCURACY_MARGIN,
     LEARNED_LOSS,
     at_chance,
     granularity,
-    is_no_nll,
     not_better,
     percent,
     pinned,

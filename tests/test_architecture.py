@@ -384,7 +384,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "rises": ({"trends"}, set()),
     "stuck": ({"floors"}, set()),
-    "verdict": ({"rises", "stuck", "trends"}, set()),
+    "verdict": ({"floors", "rises", "stuck", "trends"}, set()),
     "scan": (
         {
             "diagnosis.catalogue",

@@ -26,12 +26,12 @@ import numpy as np
 import pytest
 
 from lightning_lossacc.diagnosis import Diagnosis
+from lightning_lossacc.floors import constant_confidence_nll, is_no_nll
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.readers import Sharpening, Source, find_sources
 from lightning_lossacc.rises import excluded_rise, whole_rise
 from lightning_lossacc.scan import VERDICTS, Scanned, Unread, _agreed, replay, scan, scan_source
 from lightning_lossacc.scan_text import text
-from lightning_lossacc.stuck import constant_loss, is_no_nll
 from lightning_lossacc.trends import find_rise
 from lightning_lossacc.verdict import RunVerdict, judge
 from lightning_lossacc.workers import spread
@@ -187,9 +187,9 @@ def test_pinned_accuracy_while_the_loss_of_the_training_falls_is_asked_for_its_l
 def test_constant_loss_is_that_of_an_answer_that_is_always_equally_sure() -> None:
     # Right with probability 0.7, the rest spread over two classes: entropy of (0.7, 0.15, 0.15).
     entropy = -0.7 * math.log(0.7) - 2 * 0.15 * math.log(0.15)
-    assert constant_loss(0.3, 3) == pytest.approx(entropy)
-    assert constant_loss(0.5) == pytest.approx(math.log(2)) and constant_loss(0.0) == 0.0
-    assert constant_loss(1.0, 5) == pytest.approx(math.log(4))
+    assert constant_confidence_nll(0.3, 3) == pytest.approx(entropy)
+    assert constant_confidence_nll(0.5, 2) == pytest.approx(math.log(2)) and constant_confidence_nll(0.0, 2) == 0.0
+    assert constant_confidence_nll(1.0, 5) == pytest.approx(math.log(4))
 
 
 def test_noise_is_no_rise_and_a_rise_of_half_a_standard_deviation_an_evaluation_is_one() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.floors import double_softmax_floor, smallest_nll
+from lightning_lossacc.floors import double_softmax_floor, is_no_nll, smallest_nll
 from lightning_lossacc.history import Record
 
 # A logged accuracy is an average over batches; the last, smaller one moves it a little.
@@ -138,15 +138,15 @@ def _summed(last: Sequence[Record], key: str) -> str:
 
 def _impossible(evidence: Evidence) -> Cause | None:
     last = evidence.series[-3:]
-    errors = [1 - accuracy_of(record) for record in last]
-    if not all(loss_of(record) < 0.98 * smallest_nll(error) for record, error in zip(last, errors, strict=True)):
+    if not is_no_nll([loss_of(record) for record in last], [accuracy_of(record) for record in last]):
         return None
+    error = 1 - accuracy_of(last[-1])
     return Cause(
         "loss-mismatch",
         share=math.nan,
         evidence=(
-            f"a loss of {loss_of(last[-1]):.4f} cannot be the NLL of answers of which {100 * errors[-1]:.1f} % are "
-            f"wrong: that is at least {smallest_nll(errors[-1]):.4f}",
+            f"a loss of {loss_of(last[-1]):.4f} cannot be the NLL of answers of which {100 * error:.1f} % are "
+            f"wrong: that is at least {smallest_nll(error):.4f}",
         ),
         against=("or this accuracy is macro or top-k",),
     )
