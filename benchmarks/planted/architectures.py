@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from planted.networks import Shape, tail
+from planted.networks import Shape, dense, tail
 
 
 def _hidden(features: int, units: int, shape: Shape) -> nn.Sequential:
@@ -97,16 +97,9 @@ class WideAndDeep(nn.Module):
         # Each column has its own part of one table.
         self.register_buffer("first", self.values * torch.arange(self.columns))
         self.embed = nn.Embedding(self.columns * self.values, size)
-        features = width = size * self.columns + numbers
-        layers: list[nn.Module] = []
-        for _ in range(shape.depth):
-            layers.append(nn.Linear(width, shape.width))
-            if shape.norm:
-                layers.append(nn.BatchNorm1d(shape.width, momentum=shape.norm))
-            layers.append(shape.activation())
-            width = shape.width
-        self.deep = nn.Sequential(*layers)
-        self.classify = tail(width + features, classes, shape)
+        features = size * self.columns + numbers
+        self.deep = dense(features, shape)
+        self.classify = tail((shape.width if shape.depth else features) + features, classes, shape)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Logits (N, C) of one-hot columns and numbers (N, K * values + numbers)."""

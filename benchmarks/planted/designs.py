@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from planted.networks import Shape, tail
+from planted.networks import Shape, dense, tail
 
 
 class BagOfWords(nn.Module):
@@ -26,16 +26,8 @@ class BagOfWords(nn.Module):
         self.words = nn.EmbeddingBag(inputs[1], width, mode="sum")
         # Pairs share places, as a table of all of them would be large.
         self.pairs = nn.EmbeddingBag(self.buckets, width, mode="sum")
-        layers: list[nn.Module] = []
-        features = 2 * width
-        for _ in range(shape.depth):
-            layers.append(nn.Linear(features, shape.width))
-            if shape.norm:
-                layers.append(nn.BatchNorm1d(shape.width, momentum=shape.norm))
-            layers.append(shape.activation())
-            features = shape.width
-        self.hidden = nn.Sequential(*layers)
-        self.classify = tail(features, classes, shape)
+        self.hidden = dense(2 * width, shape)
+        self.classify = tail(shape.width if shape.depth else 2 * width, classes, shape)
 
     def forward(self, letters: Tensor) -> Tensor:
         """Logits (N, C) of one-hot words (N, L, V), zeros after the last."""

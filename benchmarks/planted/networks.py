@@ -94,6 +94,18 @@ def tail(features: int, classes: int, shape: Shape) -> nn.Sequential:
     return nn.Sequential(*layers, *head(shape.width, classes, shape))
 
 
+def dense(features: int, shape: Shape) -> nn.Sequential:
+    """From features through hidden layers of one width, as many as the shape has, of which nothing drops out."""
+    layers: list[nn.Module] = []
+    for _ in range(shape.depth):
+        layers.append(nn.Linear(features, shape.width))
+        if shape.norm:
+            layers.append(nn.BatchNorm1d(shape.width, momentum=shape.norm))
+        layers.append(shape.activation())
+        features = shape.width
+    return nn.Sequential(*layers)
+
+
 def mlp(inputs: tuple[int, ...], classes: int, shape: Shape) -> nn.Module:
     """Hidden layers of one width."""
     width, layers = math.prod(inputs), [nn.Flatten()]

@@ -232,11 +232,11 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     Reference: Lawrence and Schölkopf 2001 (label noise as a mixture); Northcutt et al. 2021 (errors in test sets).
     """
     tail = evidence.current.arrays.get("tail")
-    # Rare classes that are missed contradict the model as well, and so do rows beside others that it knows by heart.
-    if class_imbalance(evidence) is not None or leakage(evidence) is not None:
-        return None
     items = evidence.current.num_items
     if not tail or not TAIL_SHARES[0] <= tail["share"] <= TAIL_SHARES[1]:
+        return None
+    # Rare classes that are missed contradict the model as well, and so do rows beside others that it knows by heart.
+    if class_imbalance(evidence) is not None or leakage(evidence) is not None:
         return None
     is_certain = tail["temperature"] <= CERTAIN_TEMPERATURE and labels_contradict(tail["score"] / CERTAIN_TAIL, items)
     if tail["temperature"] > TAIL_TEMPERATURE and not is_certain:
