@@ -35,9 +35,9 @@ class LossAccuracy(Metric):
         temperatures: grid of the refinement; empty switches it off and is faster.
         per_class: whether class tables and balanced accuracy are kept.
         input_kind: what `preds` are; never guessed from their values.
-        backend: `"auto"` counts by Triton on a CUDA device and by PyTorch elsewhere; `"triton"` and `"reference"`
-            insist on one of them; `"compiled"` has PyTorch's C++ compiler make code for a CPU, which takes seconds at
-            the first batch and pays with a grid and some thousand rows a batch. See `backend_for`.
+        backend: `"auto"` counts by Triton on a CUDA device, by code that a C++ compiler makes for a CPU (seconds, once
+            a machine), and by PyTorch where neither can run; `"triton"`, `"compiled"` and `"reference"` insist on one
+            of them. See `backend_for`.
         kwargs: see `torchmetrics.Metric`; `dist_sync_on_step` is refused, since `forward` never synchronises.
 
     Raises:

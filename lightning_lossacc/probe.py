@@ -74,16 +74,16 @@ class Probe:
             # One row more than items: batches write what is not in the probe there, without asking the host.
             self.current = torch.zeros(len(self.positions) + 1, width, dtype=torch.float64, device=device)
 
-    def update(self, position: Tensor, preds: Tensor, target: Tensor) -> None:
+    def update(self, position: Tensor, preds: Tensor, target: Tensor, backend: kernels.Backend = "auto") -> None:
         """Stores the items of a batch.
 
         Args:
             position: (I,) int64 position of each item in the data set.
-            preds, target: as in `kernels.row_statistics`, I items.
+            preds, target, backend: as in `kernels.row_statistics`, I items.
         """
         slot = torch.searchsorted(self.positions, position).clamp_(max=len(self.positions) - 1)
         known = self.positions[slot] == position
-        values = kernels.item_values(preds, target, self.layout)
+        values = kernels.item_values(preds, target, self.layout, backend)
         if self.num_logits:
             logits, _ = kernels.canonical(preds, target, self.layout)  # (I, K, R)
             # Items of several rows have no logits of their own; NaN says so in every one of them.

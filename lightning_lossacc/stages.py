@@ -151,7 +151,7 @@ class StageState:
         kernels.row_statistics(logits, target, self.counts, self.sums, self.layout, self.settings.backend)
         self.looks.update(logits)
         if self.probe is not None and position is not None:
-            self.probe.update(position, logits, target)
+            self.probe.update(position, logits, target, self.settings.backend)
 
     def _fail_by(self, error: Exception) -> None:
         self.fail(str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}")

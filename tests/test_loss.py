@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_lossacc import kernels
 from lightning_lossacc.kernels import loss_reference
 from lightning_lossacc.kernels.chunks import CHUNK_BYTES
 from lightning_lossacc.loss import cross_entropy
@@ -230,7 +231,7 @@ def test_on_a_device_an_invalid_target_is_nan_and_counted() -> None:
     logits, target = logits.float().unsqueeze(2), target.unsqueeze(1)
     layout = Layout(7, temperatures=())
     counts, sums = layout.zeros()
-    loss, lse = loss_reference.loss_forward(logits, target, None, -100, 0.0, counts, sums, layout)
+    loss, lse = kernels.loss_forward(logits, target, None, -100, 0.0, counts, sums, layout)
     invalid = ((target < 0) | (target >= 7)).flatten()
     assert torch.equal(loss.isnan(), invalid) and int(invalid.sum()) == 4
     assert int(layout.parts(counts, sums)["invalid"]) == 4 and int(layout.parts(counts, sums)["rows"]) == 56

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lightning_lossacc.loss
-from lightning_lossacc import CrossEntropyLoss, LossAccuracy, loss_calls
+from lightning_lossacc import CrossEntropyLoss, LossAccuracy, kernels, loss_calls
 from lightning_lossacc.capture import Capture, Captured
-from lightning_lossacc.kernels import reference
 from lightning_lossacc.loss import cross_entropy
 from lightning_lossacc.loss import cross_entropy as bound_by_name
 from lightning_lossacc.loss_calls import Tally
@@ -188,7 +187,7 @@ def assert_same(found: LossAccuracy, wanted: LossAccuracy) -> None:
 def test_reserved_vectors_are_filled_in_the_pass_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second step on, at the chosen place alone; gradients keep their bits, the loss nearly."""
     reserve, capture, wanted = Reserve(), Capture(), LossAccuracy(num_classes=4, temperatures=())
-    updates = []
+    updates, count = [], kernels.row_statistics
     monkeypatch.setattr("lightning_lossacc.kernels.row_statistics", lambda *arguments: updates.append(arguments))
     for turn in range(3):
         logits, target = torch.randn(6, 4, requires_grad=True), torch.randint(4, (6,))
@@ -203,9 +202,7 @@ def test_reserved_vectors_are_filled_in_the_pass_of_the_loss(monkeypatch: pytest
         loss.backward()
         assert len(reserve.asked) == turn and [one.counted for one in reserve.seen] == [False, True, True][: turn + 1]
         if turn:
-            reference.row_statistics(
-                logits.detach()[..., None], target[:, None], wanted.counts, wanted.sums, wanted.layout
-            )
+            count(logits.detach(), target, wanted.counts, wanted.sums, wanted.layout)
     assert_same(reserve.metric, wanted)
     assert not updates and capture.last_error is None
 
@@ -263,7 +260,8 @@ def test_a_fault_of_counting_leaves_the_loss_as_it_is(fault: str, monkeypatch: p
     if fault == "reserve":
         monkeypatch.setattr(Reserve, "__call__", fail)
     else:
-        monkeypatch.setattr(reference, "add_values", fail)
+        for way in (kernels.compiled, kernels.reference):
+            monkeypatch.setattr(way, "count_rows", fail)
     found = reserve.step(capture, body)
     torch.testing.assert_close(found, wanted)
     assert torch.equal(torch.autograd.grad(found, logits)[0], torch.autograd.grad(wanted, logits)[0])

@@ -1,7 +1,7 @@
 """The door to the kernels: checks arguments once, brings them into one shape, and says which implementation runs.
 
 Every operation takes `(logits, target, counts, sums, layout)`: tensors, never a metric. On a CUDA device Triton reads
-the logits once; everywhere else, and for dtypes that Triton does not take, plain PyTorch gives the same numbers.
+the logits once, on a CPU compiled code; everywhere else, and for float64, plain PyTorch gives the same numbers.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def row_statistics(
         launch.statistics(logits, index, counts, sums, layout)
         return
     logits, index = canonical(preds, target, layout)
-    reduce = compiled.reduce if chosen == "compiled" else None
-    reference.row_statistics(logits, index, counts, sums, layout, reduce)
+    (compiled.count if chosen == "compiled" else reference.count_rows)(logits, index, counts, sums, layout)
 
 
 library.serve(row_statistics)
@@ -95,13 +94,18 @@ def loss_forward(
 ) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every row, filling the vectors of `layout` in the same pass if there is one.
 
-    Arguments and results as in `loss_reference.loss_forward`.
+    Args:
+        counts, sums: (layout.size_counts,) int64 and (layout.size_sums,) float64; needed with `layout` only.
+        layout: what is counted; its `ignore_index` is the loss's.
+
+    The other arguments, and results, as in `loss_reference.loss_forward`.
     """
     if choose(logits, layout, backend).name == "triton":
         from lightning_lossacc.kernels import launch
 
         return launch.loss_rows(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)[:2]
-    return loss_reference.loss_forward(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)
+    nll = _count_rows(logits, target, counts, sums, layout, backend)
+    return loss_reference.loss_forward(logits, target, weight, ignore_index, label_smoothing, nll)
 
 
 def loss_with_gradient(
@@ -126,9 +130,25 @@ def loss_with_gradient(
         from lightning_lossacc.kernels import launch
 
         return launch.loss_rows(*arguments, counts, sums, layout, row_scale)
+    nll = _count_rows(logits, target, counts, sums, layout, backend)
     if logits.device.type != "cpu":
-        return *loss_reference.loss_forward(*arguments, counts, sums, layout), None
-    return loss_reference.loss_with_gradient(*arguments, row_scale, counts, sums, layout)
+        return *loss_reference.loss_forward(*arguments, nll), None
+    return loss_reference.loss_with_gradient(*arguments, row_scale, nll)
+
+
+def _count_rows(
+    logits: Tensor,
+    target: Tensor,
+    counts: Tensor | None,
+    sums: Tensor | None,
+    layout: Layout | None,
+    backend: Backend,
+) -> Tensor | None:
+    """The NLL of every row where something is counted."""
+    if layout is None:
+        return None
+    count = compiled if choose(logits, layout, backend).name == "compiled" else reference
+    return count.count_rows(logits, target, counts, sums, layout)
 
 
 def renew_gradient(
@@ -188,8 +208,9 @@ def precompile(layout: Layout, dtype: torch.dtype, device: torch.device | str, r
     """
     logits = torch.zeros(1, 1 if layout.task == "binary" else layout.num_classes, rows_per_item, dtype=dtype,
                          device=device)  # fmt: skip
-    if choose(logits, layout).name != "triton":
-        return False
+    chosen = choose(logits, layout).name
+    if chosen != "triton":
+        return chosen == "compiled"
     counts, sums = layout.zeros(device)
     target = torch.zeros(1, rows_per_item, dtype=torch.int64, device=device)
     from lightning_lossacc.kernels import launch
@@ -198,10 +219,11 @@ def precompile(layout: Layout, dtype: torch.dtype, device: torch.device | str, r
     return True
 
 
-def item_values(preds: Tensor, target: Tensor, layout: Layout) -> Tensor:
+def item_values(preds: Tensor, target: Tensor, layout: Layout, backend: Backend = "auto") -> Tensor:
     """Per-item numbers for a probe, (I, 5 + 2 T) float64; arguments as in `row_statistics`."""
     logits, index = canonical(preds, target, layout)
-    return reference.item_values(logits, index, layout)
+    count = compiled if choose(logits, layout, backend).name == "compiled" else reference
+    return count.item_values(logits, index, layout)
 
 
 def canonical(preds: Tensor, target: Tensor, layout: Layout, wide_target: bool = True) -> tuple[Tensor, Tensor]:

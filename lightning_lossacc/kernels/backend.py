@@ -1,4 +1,4 @@
-"""Which implementation runs where, and why: Triton on a CUDA device, PyTorch everywhere else, compiled if asked for."""
+"""Which implementation runs where, and why: Triton on CUDA devices, compiled code on a CPU, PyTorch elsewhere."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
 
     Args:
         logits: only dtype and device are looked at.
-        layout: what is counted; None for a loss alone.
-        requested: `"auto"` takes Triton where it can and else plain PyTorch, which is `"reference"`; `"triton"` and
-            `"compiled"` (PyTorch's C++ compiler, on a CPU) raise where they cannot run.
+        layout: what is counted; None for a loss alone, which is not compiled.
+        requested: `"auto"` takes Triton on a CUDA device, code that a C++ compiler makes for a CPU, and where neither
+            can run plain PyTorch, which is `"reference"`; `"triton"` and `"compiled"` raise where they cannot run.
 
     Raises:
         ValueError: if `requested` is unknown or cannot run.
@@ -44,17 +44,19 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
     if expect_backend(requested) == "reference":
         return Choice("reference", "it was asked for")
     device = logits.device
-    if requested == "compiled":
-        reason = compiled.obstacle() if device.type == "cpu" else f"the logits are on a {device.type} device"
-        if reason:
-            raise ValueError(f"Expected `backend='compiled'` to be possible, but {reason}; use 'auto' or 'reference'.")
-        return Choice("compiled", "it was asked for")
-    num_temperatures = 0 if layout is None else len(layout.temperatures)
-    obstacle = _obstacle(device.type, device.index, logits.dtype, num_temperatures)
-    if not obstacle:
-        return Choice("triton", "it was asked for" if requested == "triton" else "it can")
-    if requested == "triton":
-        raise ValueError(f"Expected `backend='triton'` to be possible, but {obstacle}; use 'auto' or 'reference'.")
+    obstacle = ""
+    if requested != "compiled":
+        num_temperatures = 0 if layout is None else len(layout.temperatures)
+        obstacle = _obstacle(device.type, device.index, logits.dtype, num_temperatures)
+        if not obstacle:
+            return Choice("triton", "it was asked for" if requested == "triton" else "it can")
+    if requested != "triton" and layout is not None and (device.type == "cpu" or requested == "compiled"):
+        on_host = device.type == "cpu"
+        obstacle = compiled.obstacle(logits.dtype, layout) if on_host else f"the logits are on a {device.type} device"
+        if not obstacle:
+            return Choice("compiled", "it was asked for" if requested == "compiled" else "it can")
+    if requested != "auto" and obstacle:
+        raise ValueError(f"Expected `backend='{requested}'` to be possible, but {obstacle}; use 'auto' or 'reference'.")
     if device.type == "cuda":
         _explain(obstacle)
     return Choice("reference", obstacle)

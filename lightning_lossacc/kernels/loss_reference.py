@@ -21,9 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lossacc.kernels import reference
 from lightning_lossacc.kernels.chunks import CHUNK_BYTES
-from lightning_lossacc.sums import Layout
 
 # Below this many contiguous classes a softmax over them fills no vector register: it is 5 to 20 times slower than over
 # the rows of a transposed copy (2 to 15 classes, AVX-512).
@@ -38,11 +36,9 @@ def loss_forward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-    counts: Tensor | None = None,
-    sums: Tensor | None = None,
-    layout: Layout | None = None,
+    nll: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of every row; adds the batch to the two vectors of `layout` if there is one.
+    """Loss of every row.
 
     Args:
         logits: (I, C, R) of a float dtype.
@@ -50,14 +46,13 @@ def loss_forward(
         weight: (C,), or None for ones.
         ignore_index: target of rows that do not count.
         label_smoothing: s, within 0 ... 1.
-        counts, sums: (layout.size_counts,) int64 and (layout.size_sums,) float64; needed with `layout` only.
-        layout: what is counted; its `ignore_index` is the loss's.
+        nll: (N,) the NLL of every row, if whoever counted them knows it already.
 
     Returns:
         Row loss and log sum_j exp(z_j), (N,) each for N = I * R rows, float32 (float64 for float64 logits). The second
         means nothing in rows that are ignored or whose target has a logit that is not finite.
     """
-    return _forward(logits, target, weight, ignore_index, label_smoothing, None, counts, sums, layout)
+    return _forward(logits, target, weight, ignore_index, label_smoothing, None, nll)
 
 
 def loss_with_gradient(
@@ -67,13 +62,11 @@ def loss_with_gradient(
     ignore_index: int,
     label_smoothing: float,
     row_scale: Tensor,
-    counts: Tensor | None = None,
-    sums: Tensor | None = None,
-    layout: Layout | None = None,
+    nll: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`loss_forward` and `loss_backward` in one: a chunk of the gradient is made while its logits are in the cache."""
     grad = torch.empty_like(logits)
-    loss, lse = _forward(logits, target, weight, ignore_index, label_smoothing, (row_scale, grad), counts, sums, layout)
+    loss, lse = _forward(logits, target, weight, ignore_index, label_smoothing, (row_scale, grad), nll)
     return loss, lse, grad
 
 
@@ -84,30 +77,24 @@ def _forward(
     ignore_index: int,
     label_smoothing: float,
     wanted: tuple[Tensor, Tensor] | None,
-    counts: Tensor | None,
-    sums: Tensor | None,
-    layout: Layout | None,
+    known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every row; writes the gradient if it is `wanted`: for a scale of all rows, into what."""
     rows = _Rows.of(logits, target, weight, ignore_index)
     items, num_classes, rows_per_item = logits.shape
     target_index = rows.index.view(items, 1, rows_per_item)
     target_logit = logits.gather(1, target_index).flatten().to(_wide(logits))  # (N,)
-    nll = torch.empty_like(target_logit)
+    nll = torch.empty_like(target_logit) if known is None else known
     spread = torch.empty_like(nll) if label_smoothing else None
     slopes = None if wanted is None else _Slopes.of(rows, logits, weight, label_smoothing, wanted[0])
-    if layout is not None:
-        values = reference.row_values(logits, target, layout)
-        reference.add_values(values, logits, target, counts, sums, layout)
-        nll = values.nll
     # The statistics know the NLL already, but no mean over the classes; probabilities know it as well, without one
     # more exponential.
-    by_logarithm = spread is not None or (layout is None and slopes is None)
-    by_probability = layout is None and not by_logarithm
+    by_logarithm = spread is not None or (known is None and slopes is None)
+    by_probability = known is None and not by_logarithm
     for cut in _cuts(logits) if by_logarithm or slopes is not None else ():
         if by_logarithm:
             log_p = cut.normalised(logits, torch.log_softmax)
-            if layout is None:
+            if known is None:
                 own_p = log_p.gather(cut.class_dim, cut.by_row(rows.index)).view(-1)
                 torch.neg(own_p, out=nll if cut.whole else nll[cut.rows])
             if spread is not None:

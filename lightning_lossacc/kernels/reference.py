@@ -18,7 +18,6 @@ before any arithmetic and float64 stays float64. Inputs are never written to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,9 +33,6 @@ LOWEST_DIFFERENCE = -1.0e4
 LARGEST_EXPONENT = 60.0
 # Sentinel of targets that are no single class (soft labels); outside every possible range of classes.
 UNSUPPORTED_TARGET = torch.iinfo(torch.int64).min
-
-
-Reduction = Callable[[Tensor, Tensor, Tensor, int, Layout, list[Tensor], Tensor], None]
 
 
 class RowValues(NamedTuple):
@@ -56,13 +52,12 @@ class RowValues(NamedTuple):
     temperature_slope: Tensor  # (T, N)
 
 
-def row_values(logits: Tensor, target: Tensor, layout: Layout, reduce: Reduction | None = None) -> RowValues:
+def row_values(logits: Tensor, target: Tensor, layout: Layout) -> RowValues:
     """All quantities of every row.
 
     Args:
         logits: (I, C, R) of a float dtype: I items of R rows each; (I, 1, R) for the binary task.
         target: (I, R) int64.
-        reduce: what takes the place of `reduce_classes`.
 
     Returns:
         Values of N = I * R rows, item by item.
@@ -84,7 +79,7 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout, reduce: Reduction
         rows = slice(start, start + chunk.shape[1 - class_dim])
         workspace = workspace or [chunk.new_empty(chunk.numel()) for _ in range(5 if grid else 3)]
         buffers = [buffer[: chunk.numel()].view(chunk.shape) for buffer in workspace]
-        (reduce or reduce_classes)(chunk, safe_target[rows], own[rows], class_dim, layout, buffers, raw[:, rows])
+        reduce_classes(chunk, safe_target[rows], own[rows], class_dim, layout, buffers, raw[:, rows])
 
     other, shift, total, first, squares = raw[:5]
     # NaN and +inf reach the largest difference, so that one test of it and the target finds every non-finite row.
@@ -116,23 +111,22 @@ def row_values(logits: Tensor, target: Tensor, layout: Layout, reduce: Reduction
     )
 
 
-def row_statistics(
-    logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout, reduce: Reduction | None = None
-) -> None:
-    """Adds a batch to the two vectors of `layout`, in place.
+def count_rows(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> Tensor:
+    """Adds a batch to the two vectors of `layout`, in place, and returns the NLL of every row, (N,).
 
     Args:
         logits: (I, C, R) of a float dtype; (I, 1, R) for the binary task.
         target: (I, R) int64.
         counts: (layout.size_counts,) int64.
         sums: (layout.size_sums,) float64.
-        reduce: as in `row_values`.
     """
-    add_values(row_values(logits, target, layout, reduce), logits, target, counts, sums, layout)
+    values = row_values(logits, target, layout)
+    add_values(values, logits, target, counts, sums, layout)
+    return values.nll
 
 
 def add_values(values: RowValues, logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> None:
-    """Adds what `row_values` gave to the two vectors, in place; arguments as in `row_statistics`."""
+    """Adds what `row_values` gave to the two vectors, in place; arguments as in `count_rows`."""
     items, _, rows_per_item = logits.shape
     flat_target = target.reshape(-1)
     valid = values.valid

@@ -27,9 +27,19 @@ from tests import gold, inputs
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
 
 
+backend: kernels.Backend = "reference"
+
+
+@pytest.fixture(params=["reference", "compiled"], autouse=True, scope="module")
+def _backend(request: pytest.FixtureRequest) -> None:
+    """All that is said of the reference holds for compiled code, which leaves float64 to it."""
+    global backend
+    backend = "auto" if request.param == "compiled" else "reference"
+
+
 def totals(logits: Tensor, target: Tensor, layout: Layout) -> dict[str, Tensor]:
     counts, sums = layout.zeros()
-    kernels.row_statistics(logits, target, counts, sums, layout)
+    kernels.row_statistics(logits, target, counts, sums, layout, backend)
     return layout.parts(counts, sums)
 
 

@@ -19,9 +19,9 @@ def vectors(preds: Tensor, target: Tensor, layout: Layout, backend: str = "trito
     return counts.cpu(), sums.cpu()
 
 
-def assert_equals_reference(preds: Tensor, target: Tensor, layout: Layout) -> None:
+def assert_equals_reference(preds: Tensor, target: Tensor, layout: Layout, backend: str = "triton") -> None:
     """Every count exactly (bins up to rows near an edge), every sum within `ROW_ERROR` a row of the reference."""
-    kernel = layout.parts(*vectors(preds, target, layout))
+    kernel = layout.parts(*vectors(preds, target, layout, backend))
     wanted = layout.parts(*vectors(preds.double(), target, layout, "reference"))
     rows = max(1, int(wanted["rows"]))
     for name, expected in wanted.items():
