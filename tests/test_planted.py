@@ -27,6 +27,7 @@ from planted.module import PROBE_ROWS, loaders, rows_of
 from planted.networks import LogitScale
 from planted.plan import Plan
 from planted.run import keep, kept, train
+from planted.surveys import Smears, Soils, Spectra, Spikes, Winds
 from planted.terrains import Calls, Claims, Echoes, Letters, Responses
 from planted.truth import dead_share, measure, refined
 from planted.worlds import Choices, Clouds, Graphs, Mosaics, Strokes
@@ -59,7 +60,9 @@ def test_the_two_parts_share_nothing() -> None:
 
 
 LOOKED_AT = [Vectors, Images, Sequences, Tokens, Digits, Wine, Cells, Clouds, Graphs, Mosaics, Choices, Strokes]
-NEW = [Letters, Calls, Echoes, Responses, Claims]
+LOOKED_AT += [Letters, Calls, Echoes, Responses, Claims]
+DRAWN = [source for source in LOOKED_AT if source not in (Images, Digits, Wine, Cells)]
+NEW = [Smears, Spectra, Winds, Soils, Spikes]
 
 
 @pytest.mark.parametrize("source", [*LOOKED_AT, *NEW])
@@ -76,14 +79,15 @@ def test_sources_give_new_rows_of_one_task(source: type[Source]) -> None:
     assert torch.equal(inputs, same)
 
 
-@pytest.mark.parametrize("source", [Vectors, Sequences, Tokens, Clouds, Graphs, Mosaics, Choices, Strokes, *NEW])
+@pytest.mark.parametrize("source", [*DRAWN, *NEW])
 def test_the_seed_draws_the_task(source: type[Source]) -> None:
     """The same draws of two seeds are rows of two tasks."""
     first, second = (source(seed, 0.1).sample(50, torch.Generator().manual_seed(0))[0] for seed in (1, 2))
     assert (first - second).abs().mean() > 0.01
 
 
-LATEST = ("clouds-set", "graphs-messages", "mosaics-mixer", "choices-wide", "strokes-causal")
+LATEST = ("clouds-set", "graphs-messages", "mosaics-mixer", "choices-wide", "strokes-causal", "letters-words")
+LATEST += ("calls-squeeze", "echoes-siamese", "responses-states", "claims-splines")
 
 
 @pytest.mark.parametrize(
@@ -125,11 +129,11 @@ def test_networks_obey_their_shape(part: str, name: str) -> None:
     assert (built(frequent=2.0).eval()(inputs).argmax(1) == 0).all()
 
 
-def test_point_sets_and_graphs_know_no_order() -> None:
-    """Points and vertices in another order have the same logits."""
+def test_sets_and_graphs_know_no_order() -> None:
+    """Points, vertices and cells in another order have the same logits."""
     order = torch.randperm(14, generator=torch.Generator().manual_seed(1))
-    for name in ("clouds-set", "graphs-messages"):
-        item = PROGRAMS["dev"][name]
+    for part, name in (("dev", "clouds-set"), ("dev", "graphs-messages"), ("report", "smears-pooling")):
+        item = PROGRAMS[part][name]
         inputs, _ = item.source(0, 1.0).sample(20, torch.Generator().manual_seed(0))
         network = item.network(item.source.shape, item.source.num_classes, item.shape)
         inputs = inputs[:, :14]

@@ -1,4 +1,4 @@
-"""The networks of the part that is reported: for letters, spectrograms, two receivers, driven systems and tables.
+"""Networks of another earlier report: for letters, spectrograms, two receivers, driven systems and tables.
 
 Hidden layers keep their units in the second dimension, as convolutions do. Legend: N rows, F features, C classes,
 L steps, V words of the vocabulary.

@@ -1,4 +1,4 @@
-"""The generators of the part that is reported: letters, calls, echoes, responses of driven systems, claims.
+"""Generators of another earlier report: letters, calls, echoes, responses of driven systems, claims.
 
 Legend: N rows, F features, C classes, L steps of a sequence, V words of the vocabulary.
 """
