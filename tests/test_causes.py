@@ -608,6 +608,20 @@ def test_unrest_of_validation_names_the_rate(situation: Situation) -> None:
     assert RULES["learning-rate-too-high"](situation.evidence()) is not None
 
 
+# Up and down by as much as the noise of a mean, at four times the level of before; half as far; up to almost nothing.
+@pytest.mark.parametrize(
+    ("train", "named"),
+    [
+        ((0.2, 0.12, 0.11, 0.12, 0.44, 0.45, 0.48, 0.46, 0.5, 0.47, 0.48), True),
+        ((0.2, 0.32, 0.31, 0.32, 0.44, 0.45, 0.48, 0.46, 0.5, 0.47, 0.48), False),
+        ((0.2, 0.05, 0.04, 0.05, 0.2, 0.22, 0.23, 0.22, 0.22, 0.21, 0.22), False),
+    ],
+)
+def test_a_training_loss_that_rises_far_and_stays_names_the_rate(train: tuple[float, ...], named: bool) -> None:
+    situation = UNREST.but(train=train, context={"update_ratio": 7e-3}, details={"swing": 0.0})
+    assert (RULES["learning-rate-too-high"](situation.evidence()) is not None) is named
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [(0.012, "so 32 … 94 % of it is confidence"), (0.1, "which fits more than one cause")],

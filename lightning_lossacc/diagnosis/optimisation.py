@@ -66,9 +66,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, or the validation loss swings with it. Or the network broke: 30 pp of the units of a layer
-        died after updates of 4 %, or 50 pp after updates of 2 %; the loss stopped being a number after updates of 20 %;
-        or all updates vanished at the same rate while the loss is that of guessing.
+        rises and swings, doubles, or the validation loss swings with it. Or the network broke: 30 pp of the units of a
+        layer died after updates of 4 %, or 50 pp after updates of 2 %; the loss stopped being a number after updates of
+        20 %; or all updates vanished at the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -90,6 +90,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     # A training loss near zero has nothing left to lose; only one that matters can be too high.
     matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
     risen = median(recent[-3:]) > 1.25 * min(train[:-3]) + 0.02
+    # At twice the level of any three evaluations before, and far from zero: no swing, and nothing that fitting does.
+    earlier = min(median(train[at : at + 3]) for at in range(max(1, len(train) - 5)))
+    soars = median(recent[-3:]) > max(2 * earlier, 0.15 * prior if math.isfinite(prior) else 0.1)
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
     stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
@@ -101,7 +104,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
         matters = both_swing = True
     if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
         return None
-    if not (ratio >= HIGH_RATIO or both_swing or (swing > 0.3 and risen)):
+    if not (ratio >= HIGH_RATIO or both_swing or soars or (swing > 0.3 and risen)):
         return None
     lines = [f"training loss {min(recent):.3g} … {max(recent):.3g} in {len(recent)} evaluations, lowest {lowest:.3g}"]
     if math.isfinite(ratio):
