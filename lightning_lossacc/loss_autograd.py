@@ -94,8 +94,11 @@ class SmallCrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.rows = len(target) if reduction == "mean" else 1
         ctx.ignore_index = ignore_index
+        ctx.is_compiled = kernels.choose(logits).name == "compiled"
         target = target.unsqueeze(1)
         ctx.save_for_backward(logits, target)
+        if row_loss is None and ctx.is_compiled:
+            row_loss = kernels.loss_forward(logits.unsqueeze(2), target, None, ignore_index, 0.0)[0]
         own = torch.log_softmax(logits, 1).gather(1, target) if row_loss is None else row_loss.neg()
         # From 0, since the sum of a batch without loss is no -0.
         return (0.0 - own.sum(dtype=torch.float64)).div(ctx.rows).to(logits.dtype)
@@ -109,6 +112,9 @@ class SmallCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_of_functorch(grad):
             arguments = logits.unsqueeze(2), scale, target, None, logits.new_empty(len(logits)), ctx.ignore_index, 0.0
             return _Gradient.apply(*arguments).squeeze(2), *(None,) * 4
+        if ctx.is_compiled:
+            arguments = logits.unsqueeze(2), target, None, ctx.ignore_index, 0.0, scale, scale
+            return kernels.loss_backward(*arguments).squeeze(2), *(None,) * 4
         found = torch.softmax(logits, 1).mul_(scale)
         return found.scatter_add_(1, target, scale.neg().expand(target.shape)), *(None,) * 4
 
@@ -123,7 +129,7 @@ def is_small(logits: Tensor) -> bool:
         and logits.dtype in (torch.float32, torch.float64)
         and (logits.shape[1] >= FEW_CLASSES or logits.numel() < FEW_LOGITS)
         and logits.is_contiguous()
-        and kernels.choose(logits).name == "reference"
+        and kernels.choose(logits).name in ("reference", "compiled")
     )
 
 

@@ -18,3 +18,14 @@ def _seed(request: pytest.FixtureRequest) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes on a CPU: code that is compiled there, or plain PyTorch, as if there were no compiler."""
+    from lightning_lossacc.kernels import compiled, compiled_loss
+
+    if request.param == "plain":
+        for room in (compiled, compiled_loss):
+            monkeypatch.setattr(room, "obstacle", lambda *_: "the test leaves it out")
+    return request.param

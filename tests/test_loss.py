@@ -25,6 +25,7 @@ from lightning_lossacc.loss import cross_entropy
 from lightning_lossacc.sums import Layout
 from tests.inputs import make
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Beyond what PyTorch's own result misses, relative to the largest value of a comparison: last places of the dtype.
 LOSS_EPS = {torch.float32: 2e-7, torch.float64: 2e-15, torch.float16: 2e-7, torch.bfloat16: 2e-7}

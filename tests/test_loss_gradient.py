@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_lossacc import CrossEntropyLoss, LossAccuracy, kernels, loss, loss_autograd
 from lightning_lossacc.capture import Capture
-from lightning_lossacc.kernels import loss_reference
+from lightning_lossacc.kernels import compiled_loss, loss_reference
 from lightning_lossacc.kernels.chunks import CHUNK_BYTES
 from lightning_lossacc.loss import cross_entropy
 from tests.inputs import make
@@ -35,6 +35,8 @@ from tests.test_loss_contract import assert_counts, batch, metric
 in_forward = partial(cross_entropy, gradient="forward")
 # `evaluate` brings one half to a single loss.
 foreseen = partial(in_forward, expected_scale=0.5)
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +49,15 @@ def _longer_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each gradient that was computed in a forward or in a backward pass."""
     found: list[str] = []
-    for name, where in (("loss_with_gradient", "forward"), ("loss_backward", "backward")):
-        original = getattr(loss_reference, name)
+    names = (("loss_with_gradient", "forward"), ("loss_backward", "backward"))
+    for way, (name, where) in itertools.product((loss_reference, compiled_loss), names):
+        original = getattr(way, name)
 
         def run(*arguments: Any, original: Any = original, where: str = where) -> Any:
             found.append(where)
             return original(*arguments)
 
-        monkeypatch.setattr(loss_reference, name, run)
+        monkeypatch.setattr(way, name, run)
     return found
 
 

@@ -21,6 +21,8 @@ from lightning_lossacc import LossAccuracy, loss, loss_autograd
 from lightning_lossacc.loss import cross_entropy
 from lightning_lossacc.loss_autograd import SMALL
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:

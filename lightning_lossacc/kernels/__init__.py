@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lightning_lossacc.kernels import compiled, library, loss_reference, reference
+from lightning_lossacc.kernels import compiled, compiled_loss, library, loss_reference, reference
 from lightning_lossacc.kernels.backend import BACKENDS, Backend, Choice, choose, expect_backend
 from lightning_lossacc.sums import Layout
 
@@ -100,12 +100,15 @@ def loss_forward(
 
     The other arguments, and results, as in `loss_reference.loss_forward`.
     """
+    arguments = logits, target, weight, ignore_index, label_smoothing
     if choose(logits, layout, backend).name == "triton":
         from lightning_lossacc.kernels import launch
 
-        return launch.loss_rows(logits, target, weight, ignore_index, label_smoothing, counts, sums, layout)[:2]
+        return launch.loss_rows(*arguments, counts, sums, layout)[:2]
     nll = _count_rows(logits, target, counts, sums, layout, backend)
-    return loss_reference.loss_forward(logits, target, weight, ignore_index, label_smoothing, nll)
+    if choose(logits, None, backend).name == "compiled":
+        return compiled_loss.loss_forward(*arguments)
+    return loss_reference.loss_forward(*arguments, nll)
 
 
 def loss_with_gradient(
@@ -133,6 +136,8 @@ def loss_with_gradient(
     nll = _count_rows(logits, target, counts, sums, layout, backend)
     if logits.device.type != "cpu":
         return *loss_reference.loss_forward(*arguments, nll), None
+    if choose(logits, None, backend).name == "compiled":
+        return compiled_loss.loss_with_gradient(*arguments, row_scale)
     return loss_reference.loss_with_gradient(*arguments, row_scale, nll)
 
 
@@ -172,7 +177,8 @@ def renew_gradient(
 
         launch_gradient.loss_gradient(*arguments, gradient, made_scale)
     elif not torch.equal(row_scale, made_scale):
-        loss_reference.loss_backward(*arguments, gradient)
+        loss = compiled_loss if choose(logits).name == "compiled" else loss_reference
+        loss.loss_backward(*arguments, gradient)
 
 
 def loss_backward(
@@ -191,7 +197,8 @@ def loss_backward(
         from lightning_lossacc.kernels import launch_gradient
 
         return launch_gradient.loss_gradient(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
-    return loss_reference.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
+    loss = compiled_loss if choose(logits, None, backend).name == "compiled" else loss_reference
+    return loss.loss_backward(logits, target, weight, ignore_index, label_smoothing, row_lse, row_scale)
 
 
 def precompile(layout: Layout, dtype: torch.dtype, device: torch.device | str, rows_per_item: int = 1) -> bool:

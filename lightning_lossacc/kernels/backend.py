@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lossacc.kernels import compiled
+from lightning_lossacc.kernels import compiled, compiled_loss
+from lightning_lossacc.kernels.native import finds_compiler
 from lightning_lossacc.kernels.plan import LARGEST_GRID
 from lightning_lossacc.sums import Layout
 
@@ -34,7 +35,7 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
 
     Args:
         logits: only dtype and device are looked at.
-        layout: what is counted; None for a loss alone, which is not compiled.
+        layout: what is counted; None for a loss alone.
         requested: `"auto"` takes Triton on a CUDA device, code that a C++ compiler makes for a CPU, and where neither
             can run plain PyTorch, which is `"reference"`; `"triton"` and `"compiled"` raise where they cannot run.
 
@@ -50,9 +51,13 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
         obstacle = _obstacle(device.type, device.index, logits.dtype, num_temperatures)
         if not obstacle:
             return Choice("triton", "it was asked for" if requested == "triton" else "it can")
-    if requested != "triton" and layout is not None and (device.type == "cpu" or requested == "compiled"):
-        on_host = device.type == "cpu"
-        obstacle = compiled.obstacle(logits.dtype, layout) if on_host else f"the logits are on a {device.type} device"
+    if requested != "triton" and (device.type == "cpu" or requested == "compiled"):
+        if device.type != "cpu":
+            obstacle = f"the logits are on a {device.type} device"
+        elif layout is None:
+            obstacle = compiled_loss.obstacle(logits.dtype)
+        else:
+            obstacle = compiled.obstacle(logits.dtype, layout)
         if not obstacle:
             return Choice("compiled", "it was asked for" if requested == "compiled" else "it can")
     if requested != "auto" and obstacle:
@@ -77,10 +82,10 @@ def expect_backend(backend: str) -> Backend:
 def _obstacle(device: str, index: int | None, dtype: torch.dtype, num_temperatures: int) -> str:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device not in ("cuda", "cpu") or (device == "cpu" and not interpreted):
-        return f"logits on a {device} device are counted by PyTorch"
+        return f"Triton does not count logits on a {device} device"
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not interpreted and not compiled.finds_compiler("CC", "gcc", "clang", "cc"):
+    if not interpreted and not finds_compiler("CC", "gcc", "clang", "cc"):
         return "triton finds no C compiler (gcc, clang, or the one named by CC), which it needs to launch a kernel"
     if device == "cuda" and torch.cuda.get_device_capability(index) < OLDEST_CAPABILITY:
         return f"the device is older than compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"

@@ -1,51 +1,32 @@
 """Counting on a CPU by code that is compiled for its processor: every statistic in one pass over the logits.
 
-`statistics.cpp` gives the numbers of `reference` and is compiled by the C++ compiler of the machine (two seconds, once
-for each temperature grid; kept in the user's cache). Where there is none, or it fails, plain PyTorch counts. PyTorch's
-own compiler was slower: 2.1 to 3.4 times the forward pass of `F.cross_entropy` with the grid at 1000 to 32 768 classes,
-and 5 to 20 seconds of compilation.
+`statistics.cpp` gives the numbers of `reference`. Where there is no compiler, or it fails, plain PyTorch counts.
+PyTorch's own compiler was slower: 2.1 to 3.4 times the forward pass of `F.cross_entropy` with the grid at 1000 to
+32 768 classes, after 5 to 20 seconds of compilation.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import stat
-import subprocess
-import sys
-import tempfile
-import warnings
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_lossacc.kernels import native
 from lightning_lossacc.kernels.plan import LARGEST_GRID, plan_of
 from lightning_lossacc.margin_bins import margin_edges
 from lightning_lossacc.sums import Layout
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-SOURCES = ("vectors.h", "statistics_rows.h", "statistics.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-COUNTED, CORRECT = 1, 64
-# How threads come: from the pool that PyTorch has loaded, from one of our own, not at all.
-THREADS = (
-    ("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"),
-    ("-fopenmp",),
-    ("-Wno-unknown-pragmas",),
-)
+COUNTED, CORRECT = 1, 64  # bits of `RowOutputs.flags`
 
 
 class _Setup(ctypes.Structure):
     """`Setup` of statistics.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("classes", "binary", "has_ignore", "ignore_index", "bins", "top_k")),
+        *((name, ctypes.c_int64) for name in ("binary", "has_ignore", "ignore_index", "bins", "top_k")),
         ("per_class", ctypes.c_int64),
         ("bin_edges", ctypes.c_void_p),
         ("margin_edges", ctypes.c_void_p),
@@ -58,10 +39,8 @@ class _Batch(ctypes.Structure):
     """`Batch` of statistics.cpp."""
 
     _fields_ = (
-        ("logits", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("dtype", "items", "rows_per_item", "item_stride", "class_stride")),
-        *((name, ctypes.c_int64) for name in ("row_stride", "threads")),
-        *((name, ctypes.c_void_p) for name in ("target", "counts", "sums")),
+        ("source", native.Source),
+        *((name, ctypes.c_void_p) for name in ("counts", "sums")),
         *((name, ctypes.c_void_p) for name in ("row_nll", "row_predicted", "row_flags", "row_grid")),
     )
 
@@ -75,20 +54,14 @@ class RowOutputs(NamedTuple):
     grid: Tensor | None = None  # (2 T, N) float32: NLL, then slope, at each temperature
 
 
-def finds_compiler(variable: str, *names: str) -> bool:
-    """Whether the program that an environment variable names, or one of the others, is on the path."""
-    return any(name and shutil.which(name) for name in (os.environ.get(variable), *names))
-
-
 @functools.lru_cache(maxsize=256)
 def obstacle(dtype: torch.dtype, layout: Layout) -> str:
     """Why nothing is compiled for such logits, or ''; compiles what they need. A failure is told once."""
-    if dtype not in DTYPES:
+    if dtype not in native.DTYPES:
         return f"logits of {dtype} are counted by PyTorch"
     if len(layout.temperatures) > LARGEST_GRID:
         return f"a grid of more than {LARGEST_GRID} temperatures is counted by PyTorch"
-    plan = plan_of(layout)
-    return _load(plan.betas, plan.source, plan.grid).obstacle
+    return _load(layout).obstacle
 
 
 def count_rows(logits: Tensor, target: Tensor, counts: Tensor, sums: Tensor, layout: Layout) -> Tensor:
@@ -127,20 +100,13 @@ def count(
             f"Expected counts and sums to be on the device of the logits, {logits.device}, but they are on "
             f"{counts.device}; move the metric there."
         )
-    items, _, rows_per_item = logits.shape
     logits, target = logits.resolve_neg(), target.contiguous()
-    item_stride, class_stride, row_stride = logits.stride()
+    source = native.source(logits, target)
+    if layout.task == "binary":
+        source.classes = 2
     setup, function = _setup(layout)
     batch = _Batch(
-        logits.data_ptr(),
-        DTYPES[logits.dtype],
-        items,
-        rows_per_item,
-        item_stride,
-        class_stride,
-        row_stride,
-        torch.get_num_threads(),
-        target.data_ptr(),
+        source,
         counts.data_ptr(),
         sums.data_ptr(),
         *(None if rows is None or tensor is None else tensor.data_ptr() for tensor in rows or RowOutputs()),
@@ -148,18 +114,12 @@ def count(
     function(ctypes.byref(setup), ctypes.byref(batch))
 
 
-class _Loaded(NamedTuple):
-    function: ctypes._CFuncPtr | None  # type: ignore[name-defined]
-    obstacle: str
-
-
 @functools.lru_cache(maxsize=64)
-def _setup(layout: Layout) -> tuple[_Setup, ctypes._CFuncPtr]:  # type: ignore[name-defined]
+def _setup(layout: Layout) -> tuple[_Setup, Any]:
     plan = plan_of(layout)
     edges = torch.linspace(0, 1, layout.num_bins + 1, dtype=torch.float32)
     steps = torch.tensor(margin_edges(), dtype=torch.float32)
     setup = _Setup(
-        layout.num_classes,
         layout.task == "binary",
         layout.ignore_index is not None,
         layout.ignore_index or 0,
@@ -177,105 +137,19 @@ def _setup(layout: Layout) -> tuple[_Setup, ctypes._CFuncPtr]:  # type: ignore[n
         plan.sum_grid,
     )
     setup.kept = (edges, steps)
-    return setup, _load(plan.betas, plan.source, plan.grid).function
+    function = _load(layout).library.lossacc_count
+    function.argtypes, function.restype = (ctypes.POINTER(_Setup), ctypes.POINTER(_Batch)), None
+    return setup, function
 
 
-@functools.lru_cache(maxsize=64)
-def _load(betas: tuple[float, ...], source: tuple[int, ...], grid: tuple[int, ...]) -> _Loaded:
-    if os.environ.get("LOSSACC_COMPILE", "1") == "0":
-        return _Loaded(None, "the environment variable LOSSACC_COMPILE is 0")
-    if sys.platform not in ("linux", "darwin"):
-        return _Loaded(None, f"nothing is compiled on {sys.platform}")
-    compiler = next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (found := shutil.which(name))),
-        "",
-    )
-    if not compiler:
-        return _Loaded(None, "there is no C++ compiler (g++, clang++, or the one named by CXX)")
+def _load(layout: Layout) -> native.Loaded:
+    plan = plan_of(layout)
     constants = {
-        "GRID_SIZE": len(grid),
-        "BETAS": ",".join(f"{beta!r}f" for beta in betas),
-        "SOURCES": ",".join(map(str, source)),
-        "IN_GRID": ",".join(map(str, grid or (-1,))),
-        "ONE": betas.index(1.0),
-        "TWO": betas.index(2.0),
+        "GRID_SIZE": len(plan.grid),
+        "BETAS": ",".join(f"{beta!r}f" for beta in plan.betas),
+        "SOURCES": ",".join(map(str, plan.source)),
+        "IN_GRID": ",".join(map(str, plan.grid or (-1,))),
+        "ONE": plan.one,
+        "TWO": plan.two,
     }
-    definitions = [f"-D{name}={value}" for name, value in constants.items()]
-    reason = ""
-    for threads in THREADS:
-        try:
-            library = ctypes.CDLL(str(_build(compiler, definitions, threads)))
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = reason or _reason(error)
-            continue
-        function = library.lossacc_count
-        function.argtypes = (ctypes.POINTER(_Setup), ctypes.POINTER(_Batch))
-        function.restype = None
-        return _Loaded(function, "")
-    obstacle = f"{Path(compiler).name} could not compile for this machine ({reason})"
-    warnings.warn(f"lossacc counts by plain PyTorch: {obstacle}.", stacklevel=2)
-    return _Loaded(None, obstacle)
-
-
-def _reason(error: Exception) -> str:
-    text = str(getattr(error, "stderr", "") or error).strip()
-    return next((line for line in text.splitlines() if "error" in line), text.splitlines()[0] if text else repr(error))
-
-
-def _build(compiler: str, definitions: list[str], threads: tuple[str, ...]) -> Path:
-    """Path of the shared library, from the cache if it was made before.
-
-    Raises:
-        OSError, subprocess.SubprocessError: if it cannot be made.
-    """
-    folder = Path(__file__).parent
-    key = hashlib.sha256("\n".join([compiler, *FLAGS, *threads, *definitions, _processor()]).encode())
-    for name in SOURCES:
-        key.update((folder / name).read_bytes())
-    kept = _cache() / f"statistics-{key.hexdigest()[:24]}.so"
-    if not kept.exists():
-        # Written beside and renamed, so that no other process loads half a file.
-        handle, made = tempfile.mkstemp(suffix=".so", dir=kept.parent)
-        os.close(handle)
-        try:
-            command = [compiler, *FLAGS, *definitions, str(folder / SOURCES[-1]), "-o", made, *threads]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            os.replace(made, kept)
-        except BaseException:
-            Path(made).unlink(missing_ok=True)
-            raise
-    return kept
-
-
-@functools.cache
-def _cache() -> Path:
-    """A folder that nobody but this user can write to: in the user's cache, else among temporary files.
-
-    Raises:
-        OSError: if there is none.
-    """
-    user = os.getuid()
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    places = (Path(root) / "lightning_lossacc", Path(tempfile.gettempdir()) / f"lightning_lossacc-{user}")
-    for folder in places:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-        except OSError:
-            continue
-        # What is loaded from it runs as this user.
-        own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if own and os.access(folder, os.W_OK):
-            return folder
-    raise OSError(f"no folder of this user's own to keep it in, neither {places[0]} nor {places[1]}")
-
-
-@functools.cache
-def _processor() -> str:
-    """What `-march=native` stands for: a home folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = sorted({line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))})
-    return "\n".join([platform.machine(), platform.processor(), *told])
+    return native.load("statistics.cpp", tuple(f"-D{name}={value}" for name, value in constants.items()))

@@ -1,4 +1,4 @@
-"""The cross-entropy and its gradient in plain PyTorch: the definition, and the path that runs on a CPU.
+"""The cross-entropy and its gradient in plain PyTorch: the definition, and the path where no other can run.
 
 With z the logits of a row, y its target, w the class weights (1 without any), W = sum_c w_c, s the label smoothing and
 log p_c = z_c - max z - log sum_j exp(z_j - max z):

@@ -1,4 +1,4 @@
-"""Every per-row quantity and every sum in plain PyTorch: the definition, and the path that runs on a CPU.
+"""Every per-row quantity and every sum in plain PyTorch: the definition, and the path where no other can run.
 
 With z the logits of a row, y its target, m = max_j z_j, d_j = z_j - m, e_j = exp(d_j), S = sum e_j, p_j = e_j / S:
 

@@ -4,10 +4,7 @@
 // are those of `plan.py`). Rows are taken in slices that depend on their shape alone and are added in order, so that no
 // number of threads changes a bit. A vector holds one class of 16 rows where classes are few or lie apart, else 16
 // classes of one row.
-#include "vectors.h"
-
-#include <cmath>
-#include <cstdlib>
+#include "rows.h"
 
 namespace {
 
@@ -17,80 +14,26 @@ constexpr int SOURCE[] = {SOURCES};      // the square of which place this power
 constexpr int GRID[] = {IN_GRID, -1};    // place of each temperature
 constexpr int MARGIN_EDGES = 129;
 constexpr float BINS_PER_ASINH = 64 / 4.852030263919617f;
-constexpr float INFINITE = __builtin_inff();
 constexpr float LARGEST_EXPONENT = 60.0f;
 constexpr int64_t UNSUPPORTED = INT64_MIN;
-// A slice has at most so many rows and about so many logits: its buffers stay in the cache, and few rows of many
-// classes still make work for several threads.
-constexpr int64_t SLICE_ROWS = 1024, SLICE_LOGITS = 1 << 18;
 // Slices that are in flight before their sums are added, so that memory does not grow with the batch.
 constexpr int64_t ROUND = 256;
-// Up to so many classes 16 rows of them stay in the first cache, and no vector need be summed over its lanes.
-constexpr int64_t LANE_CLASSES = 512;
-// Fewer logits than this are not worth waking a thread (microseconds).
-constexpr int64_t FEW_LOGITS = 1 << 14;
 // Bits of a row, in the order of the layout's first counts.
 constexpr int32_t VALID = 1, IGNORED = 2, OUTSIDE = 4, NOT_FINITE = 8, UNSUPPORTED_ROW = 16, TIE = 32, CORRECT = 64,
                   TOP_K = 128;
 constexpr int NUM_FLAGS = 8;
 enum Column { NLL, CONFIDENCE, ENTROPY, BRIER, MARGIN, NUM_COLUMNS };
 
-struct BFloat { uint16_t bits; };
-typedef _Float16 Halves __attribute__((vector_size(32)));
-typedef uint16_t Words __attribute__((vector_size(32)));
-
-inline float wide(float value) { return value; }
-inline float wide(_Float16 value) { return (float)value; }
-inline float wide(BFloat value) {
-    const uint32_t bits = (uint32_t)value.bits << 16;
-    float number;
-    std::memcpy(&number, &bits, sizeof number);
-    return number;
-}
-inline Floats load_wide(const float* from) { return load(from); }
-inline Floats load_wide(const _Float16* from) {
-    Halves value; std::memcpy(&value, from, sizeof value); return __builtin_convertvector(value, Floats);
-}
-inline Floats load_wide(const BFloat* from) {
-    Words value; std::memcpy(&value, from, sizeof value); return (Floats)(__builtin_convertvector(value, Ints) << 16);
-}
-
-// Products of small powers are 0, not numbers that the processor computes a hundred times more slowly.
-struct FlushToZero {
-#if defined(__SSE2__)
-    unsigned kept = __builtin_ia32_stmxcsr();
-    FlushToZero() { __builtin_ia32_ldmxcsr(kept | 0x8000); }
-    ~FlushToZero() { __builtin_ia32_ldmxcsr(kept); }
-#endif
-};
-
-template <class T> struct Buffer {
-    T* data = nullptr;
-    int64_t size = 0;
-    ~Buffer() { std::free(data); }
-    T* get(int64_t wanted) {
-        if (wanted > size) {
-            std::free(data);
-            data = static_cast<T*>(std::aligned_alloc(64, (wanted * sizeof(T) + 63) / 64 * 64));
-            if (!data) std::abort();
-            size = wanted;
-        }
-        return data;
-    }
-};
-
 }  // namespace
 
 extern "C" struct Setup {
-    int64_t classes, binary, has_ignore, ignore_index, bins, top_k, per_class;
+    int64_t binary, has_ignore, ignore_index, bins, top_k, per_class;
     const float *bin_edges, *margin_edges;
     int64_t count_half, count_cells, count_margin, count_class, sum_cells, sum_class, sum_grid;
 };
 
 extern "C" struct Batch {
-    const void* logits;  // (I, C, R)
-    int64_t dtype, items, rows_per_item, item_stride, class_stride, row_stride, threads;
-    const int64_t* target;  // (I, R)
+    Source source;
     int64_t* counts;
     double* sums;
     // Of every row, or null: NLL (N,), predicted class (N,), flags (N,), NLL and slope at each temperature (2 T, N).
@@ -144,50 +87,6 @@ struct Tile {
     Powers powers;
 };
 
-// Where the logits of a batch are, and 16 of its rows.
-template <class E> struct Rows {
-    const E* data;
-    int64_t classes, class_stride, row_stride, extent;
-    bool binary;
-    int64_t offset[LANES];
-    int count;
-    int32_t target[LANES];
-
-    float at(int lane, int64_t c) const {
-        if (binary) return c == 0 ? 0.0f : wide(data[offset[lane]]);
-        return wide(data[offset[lane] + c * class_stride]);
-    }
-
-    // (C, 16)
-    void fill(float* into) const {
-        if (binary) {
-            for (int lane = 0; lane < LANES; ++lane) { into[lane] = 0; into[LANES + lane] = wide(data[offset[lane]]); }
-            return;
-        }
-        if (offset[LANES - 1] - offset[0] == LANES - 1 && row_stride == 1) {
-            for (int64_t c = 0; c < classes; ++c)
-                store(into + LANES * c, load_wide(data + offset[0] + c * class_stride));
-            return;
-        }
-        int64_t c = 0;
-        if (class_stride == 1) {
-            int64_t last = 0;
-            for (int lane = 0; lane < LANES; ++lane) last = offset[lane] > last ? offset[lane] : last;
-            // A block may hold the beginning of the next row, but nothing beyond the last logit.
-            for (; c < classes && last + c + LANES <= extent; c += LANES) {
-                Floats rows[LANES];
-                for (int lane = 0; lane < LANES; ++lane) rows[lane] = load_wide(data + offset[lane] + c);
-                transpose(rows);
-                const int64_t columns = classes - c < LANES ? classes - c : LANES;
-                for (int64_t k = 0; k < columns; ++k) store(into + LANES * (c + k), rows[k]);
-            }
-        }
-        for (; c < classes; ++c)
-            for (int lane = 0; lane < LANES; ++lane)
-                into[LANES * c + lane] = wide(data[offset[lane] + c * class_stride]);
-    }
-};
-
 constexpr float STEEPEST = BETA[PLACES - 1];
 
 inline Ints must_shift(Floats other) { return other * STEEPEST >= LARGEST_EXPONENT; }
@@ -228,14 +127,6 @@ template <class E> void reduce_lanes(const Rows<E>& rows, float* scratch, Tile& 
     }
     FlushToZero flush;
     reduce(scratch, classes, tile.powers);
-}
-
-// Differences of one row from `base`, 16 classes a vector; the target and what fills the last vector are -inf.
-template <class E> inline Floats row_vector(const E* row, int64_t c, int64_t classes) {
-    if (c + LANES <= classes) return load_wide(row + c);
-    Floats value = all(-INFINITE);
-    for (int64_t k = c; k < classes; ++k) value[k - c] = wide(row[k]);
-    return value;
 }
 
 template <class E> void reduce_row(const Rows<E>& rows, int lane, float* scratch, Tile& tile) {
@@ -301,7 +192,7 @@ template <class E> void reduce_row(const Rows<E>& rows, int lane, float* scratch
 }  // namespace
 
 extern "C" void lossacc_count(const Setup* setup, const Batch* batch) {
-    if (batch->dtype == 0) count_batch<float>(*setup, *batch);
-    else if (batch->dtype == 1) count_batch<_Float16>(*setup, *batch);
+    if (batch->source.dtype == 0) count_batch<float>(*setup, *batch);
+    else if (batch->source.dtype == 1) count_batch<_Float16>(*setup, *batch);
     else count_batch<BFloat>(*setup, *batch);
 }

@@ -69,9 +69,9 @@ struct Sum {
     }
 };
 
-inline int32_t target_flags(const Setup& setup, int64_t target) {
+inline int32_t target_flags(const Setup& setup, int64_t classes, int64_t target) {
     if (setup.has_ignore && target == setup.ignore_index) return IGNORED;
-    if (target >= 0 && target < setup.classes) return VALID;
+    if (target >= 0 && target < classes) return VALID;
     return target == UNSUPPORTED ? UNSUPPORTED_ROW : OUTSIDE;
 }
 
@@ -211,53 +211,25 @@ inline void add_slice(Slice& slice, int64_t rows, const Sizes& sizes, const Part
     }
 }
 
-// How a batch is cut: slices of whole items, or of equal parts of one.
-struct Cuts {
-    int64_t rows, parts, slices, total, rows_per_item;
-    Cuts(int64_t items, int64_t rows_per_item, int64_t classes)
-        : total(items * rows_per_item), rows_per_item(rows_per_item) {
-        rows = SLICE_LOGITS / classes;
-        rows = rows > SLICE_ROWS ? SLICE_ROWS : rows < 1 ? 1 : rows >= LANES ? rows / LANES * LANES : rows;
-        parts = rows_per_item > rows ? (rows_per_item + rows - 1) / rows : 1;
-        if (parts == 1) rows = rows / rows_per_item * rows_per_item;
-        slices = parts == 1 ? (total + rows - 1) / rows : items * parts;
-    }
-    int64_t first(int64_t slice) const {
-        return parts == 1 ? slice * rows : slice / parts * rows_per_item + slice % parts * rows;
-    }
-    int64_t count(int64_t slice) const {
-        const int64_t end = parts == 1 ? total : (slice / parts + 1) * rows_per_item;
-        return first(slice) + rows < end ? rows : end - first(slice);
-    }
-};
-
 template <class E>
 void count_slice(const Setup& setup, const Batch& batch, const Cuts& cuts, int64_t number, const Partial& into,
                  Round& round, int64_t place) {
-    const int64_t begin = cuts.first(number), num_rows = cuts.count(number), classes = setup.classes;
-    const bool by_lane = setup.binary || classes <= LANE_CLASSES || batch.class_stride != 1;
+    const Source& source = batch.source;
+    const int64_t begin = cuts.first(number), num_rows = cuts.count(number);
+    Rows<E> rows(source, setup.binary);
     Thread& thread = own_thread();
     Slice& slice = *thread.slice.get(1);
-    float* scratch = thread.scratch.get(by_lane ? LANES * classes : (classes + LANES - 1) / LANES * LANES);
-    Rows<E> rows;
-    rows.data = static_cast<const E*>(batch.logits);
-    rows.classes = classes, rows.class_stride = batch.class_stride, rows.binary = setup.binary;
-    rows.row_stride = batch.rows_per_item == 1 ? 0 : batch.row_stride;
-    rows.extent = 1 + (batch.items - 1) * batch.item_stride + (batch.rows_per_item - 1) * batch.row_stride +
-                  (setup.binary ? 0 : (classes - 1) * batch.class_stride);
+    float* scratch = thread.scratch.get(rows.scratch());
     int32_t by_target[LANES];
     Tile tile{};
     for (int64_t at = 0; at < num_rows; at += LANES) {
-        rows.count = (int)(num_rows - at < LANES ? num_rows - at : LANES);
+        rows.place(source, begin + at, num_rows - at);
         for (int lane = 0; lane < LANES; ++lane) {
-            const bool inside = lane < rows.count;
-            const int64_t n = begin + at + (inside ? lane : rows.count - 1);
-            const int64_t item = n / batch.rows_per_item, row = n % batch.rows_per_item;
-            rows.offset[lane] = item * batch.item_stride + row * batch.row_stride;
-            by_target[lane] = inside ? target_flags(setup, batch.target[n]) : 0;
-            rows.target[lane] = by_target[lane] == VALID ? (int32_t)batch.target[n] : 0;
+            const int64_t target = lane < rows.count ? source.target[begin + at + lane] : 0;
+            by_target[lane] = lane < rows.count ? target_flags(setup, rows.classes, target) : 0;
+            rows.target[lane] = by_target[lane] == VALID ? (int32_t)target : 0;
         }
-        if (by_lane) reduce_lanes(rows, scratch, tile);
+        if (rows.by_lane) reduce_lanes(rows, scratch, tile);
         else for (int lane = 0; lane < rows.count; ++lane) reduce_row(rows, lane, scratch, tile);
         write_rows(setup, rows, by_target, tile, at, slice);
         if (batch.row_nll)
@@ -266,7 +238,7 @@ void count_slice(const Setup& setup, const Batch& batch, const Cuts& cuts, int64
                 batch.row_nll[begin + at + lane] = hopeless ? hopeless_nll(rows, lane) : slice.columns[NLL][at + lane];
             }
     }
-    add_items(slice, num_rows, cuts.parts == 1 ? batch.rows_per_item : num_rows, cuts.parts == 1, into);
+    add_items(slice, num_rows, cuts.parts == 1 ? source.rows_per_item : num_rows, cuts.parts == 1, into);
     add_slice(slice, num_rows, Sizes(setup.bins), into);
     std::memcpy(round.nll.data + place, slice.columns[NLL], num_rows * sizeof(float));
     std::memcpy(round.predicted.data + place, slice.predicted, num_rows * sizeof(int32_t));
@@ -334,7 +306,7 @@ inline void fold(const Setup& setup, const Batch& batch, const Partial& part, co
 inline void add_classes(const Setup& setup, const Batch& batch, const Cuts& cuts, const Round& round, int64_t first,
                         int64_t last, bool by_target) {
     int64_t* rows = batch.counts + setup.count_class;
-    int64_t *predicted = rows + setup.classes, *correct = predicted + setup.classes;
+    int64_t *predicted = rows + batch.source.classes, *correct = predicted + batch.source.classes;
     double* nll = batch.sums + setup.sum_class;
     for (int64_t slice = first; slice < last; ++slice) {
         const int64_t place = (slice - first) * cuts.rows, begin = cuts.first(slice), num_rows = cuts.count(slice);
@@ -342,7 +314,7 @@ inline void add_classes(const Setup& setup, const Batch& batch, const Cuts& cuts
             const int flags = round.flags.data[place + k];
             if (!(flags & VALID)) continue;
             if (by_target) {
-                const int64_t label = batch.target[begin + k];
+                const int64_t label = batch.source.target[begin + k];
                 rows[label] += 1;
                 correct[label] += (flags & CORRECT) != 0;
                 nll[label] += round.nll.data[place + k];
@@ -352,8 +324,9 @@ inline void add_classes(const Setup& setup, const Batch& batch, const Cuts& cuts
 }
 
 template <class E> void count_batch(const Setup& setup, const Batch& batch) {
-    if (batch.items * batch.rows_per_item == 0) return;
-    const Cuts cuts(batch.items, batch.rows_per_item, setup.classes);
+    const Source& source = batch.source;
+    if (source.items * source.rows_per_item == 0) return;
+    const Cuts cuts(source.items, source.rows_per_item, source.classes);
     const Sizes sizes(setup.bins);
     Round& round = own_round();
     const int64_t in_round = cuts.slices < ROUND ? cuts.slices : ROUND;
@@ -362,7 +335,7 @@ template <class E> void count_batch(const Setup& setup, const Batch& batch) {
     round.flags.get(in_round * cuts.rows);
     int64_t* longs = round.longs.get(in_round * sizes.longs);
     double* doubles = round.doubles.get(in_round * sizes.doubles);
-    const int threads = cuts.total * setup.classes < FEW_LOGITS ? 1 : (int)batch.threads;
+    const int threads = cuts.total * source.classes < FEW_LOGITS ? 1 : (int)source.threads;
     Item item;
     for (int64_t first = 0; first < cuts.slices; first += ROUND) {
         const int64_t last = first + ROUND < cuts.slices ? first + ROUND : cuts.slices;

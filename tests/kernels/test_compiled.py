@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_lossacc import LossAccuracy, kernels
-from lightning_lossacc.kernels import compiled
+from lightning_lossacc.kernels import compiled, native
 from lightning_lossacc.sums import Layout
 from tests import inputs
 from tests.kernels_triton.compared import assert_bitwise, assert_equals_reference, vectors
@@ -196,8 +196,8 @@ def test_auto_takes_it_and_says_so() -> None:
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of what could be compiled before, and nothing is remembered of what cannot now."""
-    for name in ("obstacle", "_load", "_cache"):
-        monkeypatch.setattr(compiled, name, getattr(compiled, name).__wrapped__)
+    for room, name in ((compiled, "obstacle"), (native, "load"), (native, "_cache")):
+        monkeypatch.setattr(room, name, getattr(room, name).__wrapped__)
 
 
 @pytest.mark.parametrize("reason", ["path", "switched off"])
@@ -268,4 +268,4 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(
     (tmp_path / "lightning_lossacc").mkdir()
     (tmp_path / "lightning_lossacc").chmod(mode)
     trusted = mode == 0o500 and os.access(tmp_path / "lightning_lossacc", os.W_OK)  # root may write anywhere
-    assert (compiled._cache().parent == tmp_path) == trusted
+    assert (native._cache().parent == tmp_path) == trusted
