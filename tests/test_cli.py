@@ -442,6 +442,10 @@ def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
     package = unpacked / "lightning_lossacc"
     assert (package / "py.typed").is_file()
     assert sorted(path.stem for path in (package / "configs").glob("*.yaml")) == NAMES
+    sources = {
+        path.name for path in (ROOT / "lightning_lossacc" / "kernels").iterdir() if path.suffix in (".cpp", ".h")
+    }
+    assert len(sources) > 2 and all((package / "kernels" / name).is_file() for name in sources)
     assert {path.name for path in unpacked.iterdir()} == {
         "lightning_lossacc",
         wheel.name.split("-py3")[0] + ".dist-info",
