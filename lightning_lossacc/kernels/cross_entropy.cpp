@@ -1,6 +1,6 @@
 // The cross-entropy of every row and its gradient, as `loss_reference.py` defines them, for a CPU.
 //
-// Either alone or both in one pass: 16 rows are read once, their powers stay in the cache until their sum is known. A
+// Either alone or both in one pass: LANES rows are read once, their powers stay in the cache until their sum is known. A
 // row's numbers depend on nothing but the row.
 #include "rows.h"
 
@@ -48,7 +48,7 @@ template <class E> struct Work {
         return own;
     }
 
-    // Loss and log-sum-exp of 16 rows, from what was found of their classes.
+    // Loss and log-sum-exp of LANES rows, from what was found of their classes.
     void write_losses(int64_t n, Floats highest, Floats total, Floats products) {
         const float smoothing = (float)loss.smoothing, share = (float)(loss.smoothing / (double)rows.classes);
         const Floats log_total = logarithm(total), own = own_logit();
@@ -117,7 +117,7 @@ template <class E> struct Work {
         write_lanes(gradient, place);
     }
 
-    // (C, 16) to where the gradient's rows lie.
+    // (C, LANES) to where the gradient's rows lie.
     void write_lanes(E* gradient, const int64_t* place) {
         const int64_t classes = rows.classes, class_stride = loss.class_stride;
         if (rows.count == LANES && place[LANES - 1] - place[0] == LANES - 1 && loss.row_stride == 1) {

@@ -18,14 +18,14 @@ constexpr float INFINITE = __builtin_inff();
 // A slice has at most so many rows and about so many logits: its buffers stay in the cache, and few rows of many
 // classes still make work for several threads.
 constexpr int64_t SLICE_ROWS = 1024, SLICE_LOGITS = 1 << 18;
-// Up to so many classes 16 rows of them stay in the first cache, and no vector need be summed over its lanes.
+// Up to so many classes a vector of rows of them stay in the first cache, and no vector need be summed over its lanes.
 constexpr int64_t LANE_CLASSES = 512;
 // Fewer logits than this are not worth waking a thread (microseconds).
 constexpr int64_t FEW_LOGITS = 1 << 14;
 
 struct BFloat { uint16_t bits; };
-typedef _Float16 Halves __attribute__((vector_size(32)));
-typedef uint16_t Words __attribute__((vector_size(32)));
+typedef _Float16 Halves __attribute__((vector_size(2 * LANES)));
+typedef uint16_t Words __attribute__((vector_size(2 * LANES)));
 
 inline float wide(float value) { return value; }
 inline float wide(_Float16 value) { return (float)value; }
@@ -67,11 +67,11 @@ template <class T> struct Buffer {
     }
 };
 
-// Where the logits of a batch are, and 16 of its rows.
+// Where the logits of a batch are, and as many of its rows as a vector has lanes.
 template <class E> struct Rows {
     const E* data;
     int64_t classes, class_stride, row_stride, extent;
-    bool binary, by_lane;  // by lane: a vector holds one class of 16 rows, not 16 classes of one
+    bool binary, by_lane;  // by lane: a vector holds one class of several rows, not several classes of one
     int64_t offset[LANES];
     int count;
     int32_t target[LANES];
@@ -131,7 +131,7 @@ template <class E> struct Rows {
     }
 };
 
-// 16 classes of a row; what fills the last vector is -inf.
+// A vector of classes of a row; what fills the last vector is -inf.
 template <class E> inline Floats row_vector(const E* row, int64_t c, int64_t classes) {
     if (c + LANES <= classes) return load_wide(row + c);
     Floats value = all(-INFINITE);

@@ -2,8 +2,8 @@
 //
 // Compiled where it runs, for its processor and one temperature grid (GRID_SIZE, BETAS, SOURCES, IN_GRID, ONE and TWO
 // are those of `plan.py`). Rows are taken in slices that depend on their shape alone and are added in order, so that no
-// number of threads changes a bit. A vector holds one class of 16 rows where classes are few or lie apart, else 16
-// classes of one row.
+// number of threads changes a bit. A vector holds one class of LANES rows where classes are few or lie apart, else
+// LANES classes of one row.
 #include "rows.h"
 
 namespace {
@@ -80,7 +80,7 @@ inline void reduce(const float* difference, int64_t vectors, Powers& result) {
     }
 }
 
-// 16 rows: what needs all their classes.
+// A vector of rows: what needs all their classes.
 struct Tile {
     Floats other, shift;      // largest z_j - z_y, and what every difference was lowered by
     Ints best, beat, sound;   // class of the largest other logit; classes that beat the target; no NaN, no +inf

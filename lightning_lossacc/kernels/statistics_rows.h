@@ -1,4 +1,4 @@
-// From reduced classes to sums: values of 16 rows, sums of a slice, slices of a batch. A part of statistics.cpp.
+// From reduced classes to sums: values of LANES rows, sums of a slice, slices of a batch. A part of statistics.cpp.
 
 // What a slice leaves behind; sizes depend on the number of confidence bins.
 struct Sizes {
@@ -64,8 +64,7 @@ struct Sum {
         high += __builtin_convertvector(second, Doubles);
     }
     double get() const {
-        const Doubles sum = low + high;
-        return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+        return sum_lanes<double>(low + high);
     }
 };
 

@@ -1,14 +1,21 @@
-// Vectors of 16 float32 and what the kernels do with them; the extensions are those of GCC (12 or newer) and Clang.
+// Vectors of float32 and what the kernels do with them; the extensions are those of GCC (12 or newer) and Clang.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+// As wide as a register: wider ones are taken apart number by number (20 times slower, GCC 12).
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef float HalfFloats __attribute__((vector_size(32)));
-typedef double Doubles __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
+typedef double Doubles __attribute__((vector_size(4 * LANES)));
 
 // exp(-1e4 / 8) is 0, so that this stands for a logit of -inf in products such as e * d.
 constexpr float LOWEST = -1.0e4f;
@@ -26,16 +33,22 @@ inline Floats load(const float* from) { Floats value; std::memcpy(&value, from, 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 inline Ints load(const int32_t* from) { Ints value; std::memcpy(&value, from, sizeof value); return value; }
 inline void store(int32_t* to, Ints value) { std::memcpy(to, &value, sizeof value); }
-inline Ints lane_numbers() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
-inline float sum_of(Floats value) {
-    HalfFloats low, high;
-    std::memcpy(&low, &value, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
-    low += high;
-    return ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
+inline Ints lane_numbers() {
+    Ints numbers{};
+    for (int lane = 0; lane < LANES; ++lane) numbers[lane] = lane;
+    return numbers;
 }
+template <class T, class Vector> inline T sum_lanes(Vector value) {
+    constexpr int SIZE = sizeof(Vector) / sizeof(T);
+    T parts[SIZE];
+    std::memcpy(parts, &value, sizeof parts);
+    for (int step = SIZE / 2; step > 0; step /= 2)
+        for (int lane = 0; lane < step; ++lane) parts[lane] += parts[lane + step];
+    return parts[0];
+}
+inline float sum_of(Floats value) { return sum_lanes<float>(value); }
 inline bool any(Ints mask) {
-    int64_t words[8], found = 0;
+    int64_t words[LANES / 2], found = 0;
     std::memcpy(words, &mask, sizeof words);
     for (int64_t word : words) found |= word;
     return found != 0;
@@ -78,7 +91,7 @@ inline Floats logarithm(Floats x) {
     return part + tail + power * 0.693359375f;
 }
 
-// 16 rows of 16 become 16 columns: each step exchanges one bit of the row's number with that of the lane's.
+// LANES rows of LANES become columns: each step exchanges one bit of the row's number with that of the lane's.
 template <int STEP> inline void exchange(Floats* rows) {
     typedef Ints Places;
     Places first{}, second{};
@@ -102,8 +115,8 @@ template <int STEP> inline void exchange(Floats* rows) {
     }
 }
 inline void transpose(Floats* rows) {
-    exchange<8>(rows);
-    exchange<4>(rows);
+    if constexpr (LANES > 8) exchange<8>(rows);
+    if constexpr (LANES > 4) exchange<4>(rows);
     exchange<2>(rows);
     exchange<1>(rows);
 }

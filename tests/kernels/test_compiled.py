@@ -9,6 +9,7 @@ import ctypes
 import math
 import mmap
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -192,6 +193,25 @@ def test_auto_takes_it_and_says_so() -> None:
     assert metric.backend_for(torch.zeros(2, 7)) == ("compiled", "it can")
     assert metric.backend_for(torch.zeros(2, 7, dtype=torch.float64)).name == "reference"
     assert LossAccuracy(num_classes=7, backend="reference").backend_for(torch.zeros(2, 7)).name == "reference"
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_processors_with_shorter_vectors(processor: str, tmp_path: Path) -> None:
+    """Four and eight numbers a vector: all of this file and of the loss's, in a process of its own."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/bash\nexec g++ "${{@/-march=native/-march={processor}}}"\n')
+    compiler.chmod(0o755)
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_compiled_loss.py"))]
+    left_out = "not fresh and not broken and not without and not kept and not trusted"
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", left_out, *files],
+        capture_output=True, text=True, env=os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert found.returncode == 0 and " passed" in found.stdout, found.stdout
+    assert len(list((tmp_path / "lightning_lossacc").glob("statistics-*.so"))) > 1
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
