@@ -112,7 +112,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
-    "diagnosis.optimisation": ({"diagnosis.event", "diagnosis.evidence", "history"}, set()),
+    "diagnosis.optimisation": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
     "diagnosis.measurement": ({"diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),
     "diagnosis.catalogue": (
         {

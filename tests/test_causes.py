@@ -216,6 +216,13 @@ BEHIND = RISE.but(
 DRIFTED = STATE.but(
     train=(0.1,) * 4, context={"batch_norm_layers": 2.0, "batch_norm_drift": 0.8, "train_accuracy": 0.98}
 )
+# Units of a layer that is not dead, after updates of 30 %.
+KILLED = DIED.but(context={"dead_units": 0.7}, first={"dead_units": 0.3, "update_ratio": 0.3})
+# Every answer about as good, and logits four times as large as those of the training loss.
+DIVIDED = STATE.but(
+    context={"train_nll": 0.3, "train_accuracy": 0.72, "batch_norm_layers": 0.0},
+    probe={"nll": 1.0, "accuracy": 0.7, "temperature": 4.0, "refinement_nll": 0.31},
+)
 SPLIT = STATE.but(context={"train_nll": 0.3, "train_accuracy": 0.95}, probe={"nll": 1.0, "accuracy": 0.7})
 
 # One situation a cause, and for each number that decides a near miss in which that number alone is other.
@@ -388,6 +395,11 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
                 before_arrays=classes([500, 500], [500, 500], [450, 450]),
                 arrays=classes([500, 500], [505, 495], [430, 430]),
             ),
+            "no class gained": FALL.but(
+                accuracy="down",
+                before_arrays=classes([500, 500], [500, 500], [450, 450]),
+                arrays=classes([500, 500], [560, 440], [445, 410]),
+            ),
         },
     ),
     "nothing-learned": (
@@ -423,6 +435,13 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         {
             "dead from the start": DIED.but(first={"dead_units": 0.95, "update_ratio": 0.05}),
             "a few more died": DIED.but(first={"dead_units": 0.75, "update_ratio": 0.05}),
+            "some died, of long steps, in a layer that answers": KILLED.but(
+                first={"dead_units": 0.3, "update_ratio": 0.15}
+            ),
+            "a few died of huge steps": KILLED.but(first={"dead_units": 0.45, "update_ratio": 0.3}),
+            "some died, and one step was long": DIED.but(
+                first={"dead_units": 0.6, "update_ratio": 0.012, "update_ratio_max": 0.03}
+            ),
             "died of small steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 2e-3}),
             "some died, of ordinary first steps": DIED.but(first={"dead_units": 0.6, "update_ratio": 0.03}),
             "most died, of ordinary first steps": DIED.but(first={"dead_units": 0.2, "update_ratio": 0.012}),
@@ -496,6 +515,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         SPLIT,
         {
             "as good": SPLIT.but(probe={"nll": 0.35}),
+            "the training loss divides the logits": DIVIDED,
             "no row is lost": SPLIT.but(probe={"nll": 0.6, "accuracy": 0.93}),
             "no probe": SPLIT.but(probe=None),
             "statistics of the batches": DRIFTED.but(context={"batch_norm_drift": 0.1}),
@@ -642,6 +662,65 @@ def test_a_network_that_large_steps_broke(situation: Situation, words: str) -> N
     found = RULES["learning-rate-too-high"](situation.evidence())
     assert found is not None and words in found.evidence[0] and "5 %" in found.evidence[0]
     assert find_causes("accuracy-stuck", situation.evidence())[0].cause == "learning-rate-too-high"
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [KILLED, DIED.but(first={"update_ratio": 0.012, "update_ratio_max": 0.03})],
+    ids=["huge steps killed some", "one step was long enough, and the layer is dead"],
+)
+def test_steps_that_killed_units_name_the_rate(situation: Situation) -> None:
+    found = RULES["learning-rate-too-high"](situation.evidence())
+    assert found is not None and "units died after" in found.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("alive", "learnt", "details", "named"),
+    [
+        (5, 2.30, {}, False),
+        (4, 2.30, {}, True),
+        (5, 2.0, {}, True),  # at one of them
+        (5, 2.30, {"dead_evaluations": 10.0}, True),  # asked about the layer itself
+    ],
+)
+def test_units_that_learned_nothing_while_they_lived_are_not_the_reason(
+    alive: int, learnt: float, details: Numbers, named: bool
+) -> None:
+    """They answered for some evaluations, nothing was learned, and they died then."""
+    evidence = FLAT_OUT.but(train=(2.3,) * 9, details=details).evidence()
+    series = [
+        replace(
+            record,
+            values=record.values | ({"refinement_nll": learnt} if place == 1 else {}),
+            context=record.context | {"dead_units": 0.8 if place < alive else 0.95},
+        )
+        for place, record in enumerate(evidence.series)
+    ]
+    dead = replace(evidence, reference=series[-1], current=series[-1], series=series)
+    assert (RULES["dead-activations"](dead) is not None) is named
+    first = find_causes("accuracy-stuck", dead)[0].cause
+    assert first == ("dead-activations" if named else "nothing-learned")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        DIVIDED.but(context={"batch_norm_layers": 2.0}),
+        DIVIDED.but(probe={"temperature": 0.4}),
+        DIVIDED.but(probe={"refinement_nll": 0.6}),
+        SPLIT,
+    ],
+    ids=["batch normalisation", "too small", "most is left", "rows are lost, nothing known of layers"],
+)
+def test_a_gap_that_the_size_of_the_logits_does_not_explain(other: Situation) -> None:
+    assert RULES["train-eval-mismatch"](other.evidence()) is not None
+
+
+def test_a_mismatch_of_modes_comes_before_what_moved_between_classes() -> None:
+    situation, _ = CASES["class-trade-off"]
+    both = situation.but(context=SPLIT.context, probe=SPLIT.probe)
+    named = [cause.cause for cause in find_causes("loss-down-accuracy-down", both.evidence())]
+    assert named == ["train-eval-mismatch", "class-trade-off"]
 
 
 def test_an_explosion_of_confidence_does_not_hide_what_was_lost() -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_lossacc.diagnosis import Diagnosis, Event
-from lightning_lossacc.diagnosis.changes import Stream
+from lightning_lossacc.diagnosis.changes import Stream, accuracy_down, loss_down
 from lightning_lossacc.diagnosis.engine import required_z
 from lightning_lossacc.diagnosis.states import hidden_classes
 from lightning_lossacc.history import History, Record
@@ -87,6 +87,51 @@ def test_loss_down_while_accuracy_falls() -> None:
     )
     found = [event for event in run.events if event.event == "loss-down-accuracy-down"]
     assert found and found[0].level == "warning" and found[0].cause == "unconfident-shift" and found[0].epoch > 20
+
+
+def told(epoch: int, nll: float, accuracy: float, paired: dict[str, dict[str, float]] | None = None) -> Record:
+    """One evaluation of 1000 rows."""
+    values = {"nll": nll, "accuracy": accuracy}
+    return Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {}, {}, paired or {})
+
+
+@pytest.mark.parametrize(
+    ("nll", "accuracy", "opens"),
+    [
+        ((-0.2, 0.05), (-0.05, 0.01), True),
+        ((-0.2, 0.06), (-0.05, 0.01), False),  # 3.3 standard errors
+        ((-0.2, 0.05), (-0.05, 0.016), False),
+        ((-0.09, 0.01), (-0.05, 0.01), False),  # less than two floors of 5 %
+        ((-0.2, 0.05), (-0.015, 0.001), False),  # less than two margins of 1 pp
+    ],
+)
+def test_both_fell_row_by_row(nll: tuple[float, float], accuracy: tuple[float, float], opens: bool) -> None:
+    """Five restless evaluations in a row, of which no trend is sure: the evidence that is enough for a rise."""
+    pair = {"reference_epoch": 0, "reference_step": 0}
+    pair |= dict(zip(("nll_change", "nll_change_error"), nll, strict=True))
+    pair |= dict(zip(("accuracy_change", "accuracy_change_error"), accuracy, strict=True))
+    swings = [(-1) ** epoch for epoch in range(1, 10)]
+    series = [told(0, 1.0, 0.8)]
+    series += [
+        told(epoch, 0.8 + 0.35 * swing, 0.6 + 0.15 * swing, {"accuracy": pair})
+        for epoch, swing in enumerate(swings, start=1)
+    ]
+    opening = accuracy_down(Stream(series, series[-1]), None)
+    assert (opening is not None) is opens
+    if opening is not None:
+        assert opening.event == "loss-down-accuracy-down" and opening.evidence.accuracy.change == accuracy[0]
+
+
+@pytest.mark.parametrize(("drift", "opens"), [(0.0, True), (-0.001, False)])
+def test_a_level_of_accuracy_is_more_than_its_first_evaluation(drift: float, opens: bool) -> None:
+    """A lucky evaluation began it; what followed stands 1 pp below that one, and does not move, or falls."""
+    losses = [0.6 - 0.01 * epoch for epoch in range(26)]
+    accuracies = [0.8] * 8 + [0.908] + [0.9 + drift * epoch + 0.0005 * (-1) ** epoch for epoch in range(17)]
+    series = [told(epoch, *both) for epoch, both in enumerate(zip(losses, accuracies, strict=True))]
+    opening = loss_down(Stream(series, series[-1]), None)
+    assert (opening is not None) is opens
+    if opening is not None:
+        assert (opening.onset_epoch, opening.evidence.accuracy.kind) == (8, "flat")
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -312,20 +357,41 @@ def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: boo
         ([0.95] * 11, 0.001, "dead-activations"),
         ([0.95] * 9, 0.001, ""),
         ([0.95] + [math.nan] * 9, 0.001, ""),
-        ([0.3, 0.4] + [0.8] * 10, 0.3, ""),
+        ([0.3, 0.4] + [0.8] * 10, 0.3, "learning-rate-too-high"),
+        ([0.3, 0.4] + [0.8] * 9, 0.3, ""),
+        ([0.3, 0.4] + [0.8] * 10, 0.15, ""),
+        ([0.6, 0.7] + [0.8] * 10, 0.3, ""),
     ],
-    ids=["died", "dead from the start", "nine evaluations", "not known since", "a fifth is alive"],
+    ids=[
+        "died",
+        "dead from the start",
+        "nine evaluations",
+        "not known since",
+        "killed by huge steps",
+        "for nine evaluations",
+        "a fifth is alive after long steps",
+        "a few were killed",
+    ],
 )
 def test_a_layer_that_answers_nothing(shares: list[float], ratio: float, cause: str) -> None:
     """Also where the network learns on, so that no other event asks."""
+    assert silent_layer(shares, ratio) == ([("dead-layer", cause, "warning")] if cause else [])
+
+
+def test_units_that_weight_decay_took_are_not_reported_without_a_cause() -> None:
+    """Updates seem huge beside weights that have nearly vanished."""
+    assert not silent_layer([0.3, 0.4] + [0.8] * 10, 0.3, decay=0.1)
+
+
+def silent_layer(shares: list[float], ratio: float, decay: float = 0.0) -> list[tuple[str, str, str]]:
+    """Events of a network that learns on, with such shares of silent units and first updates; weights halve."""
     diagnosis, history, events = Diagnosis(), History(), []
     for epoch, share in enumerate(shares):
         values = {"nll": 1 / (2 + epoch), "accuracy": 0.5 + 0.02 * epoch, "accuracy_standard_error": 0.01}
         context = {"dead_units": share, "update_ratio": ratio if epoch < 2 else 1e-3}
+        context |= {"weight_norm": 0.5**epoch, "weight_decay": decay}
         history.append(
             Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {}, {}, {}, context),
         )
         events += diagnosis.examine(history)
-    assert [(event.event, event.cause, event.level) for event in events] == (
-        [("dead-layer", cause, "warning")] if cause else []
-    )
+    return [(event.event, event.cause, event.level) for event in events]

@@ -75,7 +75,7 @@ EVENTS: dict[str, str] = {
     "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
     "plateau": "the loss, or that after one temperature, has stopped moving far above zero",
     "spike": "one or two evaluations stood far above their surroundings and came back",
-    "dead-layer": "at least 90 % of the units of a layer give zero, or a flat end, on every sampled input",
+    "dead-layer": "90 % of a layer's units give zero, or a flat end, on all sampled inputs; or huge steps killed 30 %",
     "non-finite": "rows have NaN or infinite logits",
     "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",
     "val-better-than-train": "validation rows score better than training rows in the same mode, or are the same rows",
@@ -104,7 +104,13 @@ _LOSS_UP = (
     "class-imbalance",
 )
 ORDER: dict[str, tuple[str, ...]] = {
-    "loss-down-accuracy-down": ("learning-rate-too-high", "unconfident-shift", "class-trade-off", "class-imbalance"),
+    "loss-down-accuracy-down": (
+        "train-eval-mismatch",
+        "learning-rate-too-high",
+        "unconfident-shift",
+        "class-trade-off",
+        "class-imbalance",
+    ),
     "loss-down-accuracy-flat": ("majority-collapse", "confidence-growth", "capacity-limit", "class-imbalance"),
     "accuracy-stuck": (
         "blow-up",
@@ -180,6 +186,7 @@ NEEDS_CAUSE = (
     "non-finite",
     "train-eval-gap",
     "loss-high-for-accuracy",
+    "dead-layer",
 )
 
 

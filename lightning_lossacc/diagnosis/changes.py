@@ -288,9 +288,10 @@ def accuracy_down(stream: Stream, known: Event | None) -> Opening | None:
 def _both_fell(series: list[Record], reference: Record, margin: float) -> bool:
     """Five evaluations in a row whose accuracy and loss are below those of one reference, each shown row by row."""
     pairs, floor = _lasting_pairs(series, reference, "accuracy"), practical_floor(loss_of(reference))
+    # As for a rise: far beyond its error, and twice what matters.
     return bool(pairs) and all(
-        paired["nll_change"] + PAIRED_SCORE * paired["nll_change_error"] < -floor
-        and paired["accuracy_change"] + PAIRED_SCORE * paired["accuracy_change_error"] < -margin
+        paired["nll_change"] < -max(PAIRED_SCORE * paired["nll_change_error"], 2 * floor)
+        and paired["accuracy_change"] < -max(PAIRED_SCORE * paired["accuracy_change_error"], 2 * margin)
         for paired in pairs
     )
 
@@ -311,7 +312,9 @@ def loss_down(stream: Stream, known: Event | None) -> Opening | None:
         margin = min(2 * stream.margin(series[best]), stream.accuracy_margin)
         since = next(place for place in finite if accuracies[place] >= accuracies[best] - margin)
         reference = series[since]
-        accuracy = trends.compare(accuracies[since:], 0, margin, alpha=ALPHA)
+        # The first of them was chosen for its height: the level that it began is that of the first few.
+        middle = min(3, (len(series) - since) // 4)
+        accuracy = trends.compare(accuracies[since:], middle, margin, alpha=ALPHA)
         loss = trends.compare(stream.losses[since:], 0, practical_floor(loss_of(reference)), alpha=ALPHA)
         # All of them lie within the margin below the best, so that no fall is enough; that it did not rise is seen.
         if accuracy.kind == "not-down" and abs(accuracy.change) <= margin:

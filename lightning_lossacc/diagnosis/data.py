@@ -88,8 +88,8 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
 def class_trade_off(evidence: Evidence) -> Cause | None:
     """Rows moved from one class to another: one class gains, another loses accuracy, while the loss falls.
 
-    What it finds: the counts of predicted classes moved by at least 2 pp, and the class whose accuracy fell most lost
-        rows to classes that are predicted more often now.
+    What it finds: the counts of predicted classes moved by at least 2 pp, the class whose accuracy fell most lost
+        rows to classes that are predicted more often now, and of the one that gained most more rows are found.
     Why it matters: overall accuracy fell although the model learned; a bias a class decides where the boundary lies.
     Evidence it needs: the class table.
     What to do: logit adjustment or thresholds; balanced accuracy if classes matter alike.
@@ -105,7 +105,7 @@ def class_trade_off(evidence: Evidence) -> Cause | None:
     distance = sum(abs(value) for value in moved) / 2
     gained = max(range(len(moved)), key=moved.__getitem__)
     lost = min(range(len(change)), key=change.__getitem__)
-    if not (distance >= 0.02 and change[lost] < 0 and gained != lost and moved[lost] < 0):
+    if not (distance >= 0.02 and change[lost] < 0 < change[gained] and moved[lost] < 0):
         return None
     names = after["class"]
     return Cause(

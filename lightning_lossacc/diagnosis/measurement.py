@@ -157,8 +157,10 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
 
     What it finds: the NLL of fixed training rows in eval mode is more than 1.5 times and 0.1 nats above that of the
         training steps of the same epoch and their accuracy 5 pp or more below, or the NLL more than 2.5 times and 0.2
-        nats above, in each of the last three evaluations, although the weights are later ones. Without `train_probe=`:
-        running statistics that stay half their size away from those of the batches, and validation far behind.
+        nats above, in each of the last three evaluations, although the weights are later ones; the NLL alone not where
+        nothing normalises batches and a temperature above 1 explains it: then the training loss divides the logits.
+        Without `train_probe=`: running statistics that stay half their size away from those of the batches, and
+        validation far behind.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
     Evidence it needs: `train_probe=`, or `watch` for batch normalisation.
@@ -205,7 +207,19 @@ def _is_worse(record: Record, probe: Record) -> bool:
     """Whether training rows are worse in eval mode than in the steps of the same epoch, by far."""
     steps, rows = record.context.get("train_nll", math.nan), loss_of(probe)
     lost = record.context.get("train_accuracy", math.nan) - accuracy_of(probe)
-    return (rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05) or (rows > 2.5 * steps and rows - steps > 0.2)
+    if rows > 1.5 * steps and rows - steps > 0.1 and lost > 0.05:
+        return True
+    return rows > 2.5 * steps and rows - steps > 0.2 and not _is_scale(record, probe)
+
+
+def _is_scale(record: Record, probe: Record) -> bool:
+    """Whether the logits of training rows are only too large for their own labels, and no layer acts on their size.
+
+    A loss that divides the logits trains them to be so; batch normalisation may be the reason where there is some.
+    """
+    refined, steps = probe.values.get("refinement_nll", math.nan), record.context.get("train_nll", math.nan)
+    scaled = probe.values.get("temperature", 1.0) > 1 and refined <= 1.5 * steps
+    return scaled and record.context.get("batch_norm_layers") == 0
 
 
 def logged_keys(record: Record, word: str) -> list[str]:

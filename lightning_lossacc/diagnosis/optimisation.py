@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from statistics import median
 
+from lightning_lossacc.diagnosis.data import knows_classes, unlearned_spread
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 from lightning_lossacc.history import Record
@@ -15,8 +17,10 @@ HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-
 RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
 LOW_RATIO, EVEN_RATIO, EVEN_EVALUATIONS = 3e-4, 6e-4, 10
 DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
-# Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %.
+# Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %, at most 10 % in 824 healthy
+# trainings.
 KILLING_RATIO, BURST_RATIO = 4e-2, 0.2
+ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
@@ -67,8 +71,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
         rises and swings, doubles, or the validation loss swings with it. Or the network broke: 30 pp of the units of a
-        layer died after updates of 4 %, or 50 pp after updates of 2 %; the loss stopped being a number after updates of
-        20 %; or all updates vanished at the same rate while the loss is that of guessing.
+        layer died after updates of 20 %, or of one that is dead after updates of 4 %, or 50 pp of it after one of 2 %;
+        the loss stopped being a number after updates of 20 %; or all updates vanished at the same rate while the loss
+        is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -124,10 +129,13 @@ def _broken(evidence: Evidence) -> Cause | None:
     moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
     if highest >= BURST_RATIO and not math.isfinite(loss_of(evidence.current)):
         return Cause("learning-rate-too-high", math.nan, (f"the loss stopped being a number after {moved}",))
-    shares = _silent_shares(evidence)
-    died = shares[-1] - min(shares) if _is_dead(evidence) and shares else 0.0
-    # A few sampled steps may miss the one that killed; then more units must have died.
-    if died >= DIED_SHARE and (highest >= KILLING_RATIO or (died >= MOST_DIED and highest >= HIGH_RATIO)):
+    shares, died = _silent_shares(evidence), died_share(evidence.series, 2)
+    # A few sampled steps may miss the one that killed; then more units must have died, and the largest step counts.
+    largest = max((*evidence.context_column("update_ratio_max"), highest))
+    if died >= DIED_SHARE and (
+        highest >= BURST_RATIO
+        or (_is_dead(evidence) and (highest >= KILLING_RATIO or (died >= MOST_DIED and largest >= HIGH_RATIO)))
+    ):
         line = (
             f"{100 * min(shares):.0f} % of the units of the worst layer were dead before, {100 * shares[-1]:.0f} % now"
         )
@@ -178,7 +186,7 @@ def dead_activations(evidence: Evidence) -> Cause | None:
     """Units that are zero, or saturated, on every input: no gradient passes, and nothing before them learns.
 
     What it finds: at least 90 % of the units of a layer gave zero, or a flat end of their activation, on all sampled
-        inputs since the last evaluation.
+        inputs since the last evaluation. Not the reason where nothing was learned at five evaluations before that.
     Why it matters: with the whole layer dead the output does not depend on the input; only the last biases learn.
     Evidence it needs: `watch`.
     What to do: leaky activations or GELU, initial values fit for the activation, a lower learning rate, a normalisation
@@ -190,7 +198,7 @@ def dead_activations(evidence: Evidence) -> Cause | None:
     share, what = max(
         ((dead, "zero"), (saturated, "saturated")), key=lambda pair: pair[0] if pair[0] == pair[0] else -1
     )
-    if not share >= DEAD_SHARE:
+    if not share >= DEAD_SHARE or ("dead_evaluations" not in evidence.details and _learned_nothing_alive(evidence)):
         return None
     lines = [f"{100 * share:.0f} % of the units of a layer were {what} on every sampled input"]
     if math.isfinite(evidence.context("gradient_norm")):
@@ -260,10 +268,39 @@ def _is_dead(evidence: Evidence) -> bool:
     return any(evidence.recent_context(key, 2) >= DEAD_SHARE for key in ("dead_units", "saturated_units"))
 
 
+def _learned_nothing_alive(evidence: Evidence) -> bool:
+    """Whether nothing was learned for some evaluations at which units still answered: then they died of that, or beside
+    it, and are not the reason.
+    """
+    alive = [record for record in evidence.series if silent_share(record) < DEAD_SHARE]
+    prior = evidence.label_entropy
+    return (
+        len(alive) >= ALIVE_EVALUATIONS
+        and prior == prior
+        and not any(
+            knows_classes(record)
+            or record.values.get("refinement_nll", -math.inf) < prior - unlearned_spread(record, prior)
+            for record in alive
+        )
+    )
+
+
 def _silent_shares(evidence: Evidence) -> list[float]:
     """Share of dead or saturated units in the worst layer at each evaluation that knows it."""
     found = [silent_share(record) for record in evidence.series]
     return [share for share in found if share == share]
+
+
+def died_share(series: Sequence[Record], count: int) -> float:
+    """Share of the units of the worst layer that died in training and have been dead for so many evaluations."""
+    shares = [share for share in map(silent_share, series) if share == share]
+    return min(shares[-count:]) - min(shares) if len(shares) > count else 0.0
+
+
+def killed_share(series: Sequence[Record], count: int) -> float:
+    """`died_share` where updates were as large as only steps that are far too long are; else 0."""
+    highest = max((record.context.get("update_ratio", 0.0) for record in series), default=0.0)
+    return died_share(series, count) if highest >= BURST_RATIO else 0.0
 
 
 def silent_share(record: Record) -> float:

@@ -21,7 +21,7 @@ from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
-from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, silent_share
+from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, killed_share, silent_share
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
@@ -165,12 +165,15 @@ def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
 
 
 def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
-    """Hardly a unit of some layer has answered any input for some evaluations."""
+    """Hardly a unit of some layer has answered any input for some evaluations, or many were killed by huge updates."""
     series = stream.series[-LASTING:]
     shares = [silent_share(record) for record in series]
-    if len(shares) < LASTING or not all(share >= DEAD_SHARE for share in shares):
+    if len(shares) < LASTING:
         return None
-    return Opening("dead-layer", stream.state, series[0].epoch)
+    if not (all(share >= DEAD_SHARE for share in shares) or killed_share(stream.series, LASTING) >= DIED_SHARE):
+        return None
+    evidence = replace(stream.state, details={"dead_evaluations": float(len(series))})
+    return Opening("dead-layer", evidence, series[0].epoch)
 
 
 def not_finite(stream: Stream, known: Event | None) -> Opening | None:
