@@ -31,6 +31,7 @@ MIN_TAIL_ROWS = 100
 TAIL_ELEMENTS = 1 << 17  # logits that a tail is fitted to: 30 ms on a CPU
 SMALLEST = -690.0  # exp of it is no denormal number
 BETAS, GRID = (-math.log(16.0), math.log(8.0)), 9  # of log(1 / T)
+FAR = 12.0  # below them: logits that are so many e-folds too large
 GOLDEN, GOLDEN_STEPS, SHARE_STEPS = (math.sqrt(5) - 1) / 2, 9, 20
 DONE = 1e-7  # nats by which one more step would lower the loss
 
@@ -218,7 +219,8 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
         target: (n,) int64 in 0 ... C-1.
 
     Returns:
-        None for fewer than 100 rows, if a number is not finite, or if the best temperature is not within 1/8 ... 16.
+        None for fewer than 100 rows, if a number is not finite, or if the best temperature is not within 1/8 ... 16;
+        that of all rows alike may be higher, as a few rows of huge logits make it.
     """
     scores = torch.log_softmax(logits.double(), dim=1).clamp_min(LOWEST)
     if len(scores) < MIN_TAIL_ROWS or not bool(torch.isfinite(scores).all()):
@@ -241,8 +243,11 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
 
     log_beta, likelihood = _highest(mixed)
     plain_beta, plain_likelihood = _highest(plain)
+    if plain_beta <= BETAS[0] or plain_likelihood < len(own) * math.log(uniform):
+        # The likelihood has one peak in beta, and 1 / C for each class at beta = 0: the peak lies below the grid.
+        plain_likelihood = _highest(plain, (BETAS[0] - FAR, BETAS[0]))[1]
     score = 2 * (likelihood - plain_likelihood)
-    if not (all(BETAS[0] < place < BETAS[1] for place in (log_beta, plain_beta)) and math.isfinite(score)):
+    if not (BETAS[0] < log_beta < BETAS[1] and plain_beta < BETAS[1] and math.isfinite(score)):
         return None
     share = _tail_share(chances(log_beta), uniform)
     rest = _of_target(scores * math.exp(log_beta), target).exp()
@@ -268,10 +273,10 @@ def _tail_share(chance: Tensor, uniform: float) -> float:
     return (low + high) / 2
 
 
-def _highest(function: Callable[[float], float]) -> tuple[float, float]:
+def _highest(function: Callable[[float], float], bounds: tuple[float, float] = BETAS) -> tuple[float, float]:
     """Place and value of the maximum over log beta: the best of a grid, then a golden section around it."""
-    step = (BETAS[1] - BETAS[0]) / (GRID - 1)
-    best = max((BETAS[0] + place * step for place in range(GRID)), key=function)
+    step = (bounds[1] - bounds[0]) / (GRID - 1)
+    best = max((bounds[0] + place * step for place in range(GRID)), key=function)
     low, high = best - step, best + step
     first, second = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     values = function(first), function(second)

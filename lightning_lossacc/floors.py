@@ -54,6 +54,16 @@ def double_softmax_floor(num_classes: int) -> float:
     return math.log(math.e + num_classes - 1) - 1
 
 
+def double_sigmoid_floor(positives: float) -> float:
+    """Least loss of probabilities that are given to a binary cross-entropy as logits: p ln(1 + 1/e) + (1 - p) ln 2
+    (nats), since 1 and 0 are the surest numbers that it can get.
+
+    Args:
+        positives: share p of the rows of class 1.
+    """
+    return positives * math.log1p(1 / math.e) + (1 - positives) * math.log(2)
+
+
 def smoothing_floor(label_smoothing: float, num_classes: int) -> float:
     """Least cross-entropy with label smoothing s: the entropy of its targets (nats), 1 - s + s/C on one class and s/C
     on each other (Szegedy et al. 2016).

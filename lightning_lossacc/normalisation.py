@@ -56,6 +56,11 @@ class Normalisation:
         self._before: _Running | None = None
         self._pairs: list[tuple[_Running, _Running]] = []
 
+    def settings(self) -> dict[str, float]:
+        """Number of layers with running statistics, and the smallest momentum of those that have one."""
+        shares = [float(layer.momentum) for layer in self.layers if layer.momentum]
+        return {"batch_norm_layers": float(len(self.layers))} | ({"batch_norm_momentum": min(shares)} if shares else {})
+
     def begin(self) -> None:
         """Before a sampled forward pass."""
         self._before = self._read()

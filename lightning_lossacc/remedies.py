@@ -152,7 +152,12 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
         measurement.same_preprocessing,
         measurement.train_probe,
     ),
-    "unknown": (generalisation.confirm_on_test,),
+    "validation-mismatch": (
+        measurement.compare_sets,
+        measurement.same_weights,
+        measurement.evaluation_mode,
+    ),
+    "unknown": (generalisation.confirm_on_test, confidence.useful_temperature),
 }
 
 

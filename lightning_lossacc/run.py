@@ -215,6 +215,8 @@ class Run:
             shared = training.to_vector(watched, device, trainer.is_global_zero)
             problem = fold(states, device, beside, shared)
             watched = training.from_vector(shared)
+        if watched:  # every rank knows what the Trainer was told
+            watched |= training.clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         found: list[Record] = []
         if problem is not None:
             self._voice.warn_once(problem)

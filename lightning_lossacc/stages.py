@@ -17,7 +17,7 @@ from lightning_lossacc import kernels, quantities, refinement
 from lightning_lossacc.buffer import RowBuffer
 from lightning_lossacc.capture import Captured
 from lightning_lossacc.looks import Looks
-from lightning_lossacc.loss_calls import Tally
+from lightning_lossacc.loss_calls import NLL, Tally
 from lightning_lossacc.probe import Probe
 from lightning_lossacc.sampling import Sampling
 from lightning_lossacc.sums import EVALUATION_TEMPERATURES, Layout
@@ -55,6 +55,7 @@ class StageState:
         batches: batches seen since the evaluation began.
         complete: False if a part of this evaluation is missing.
         label_smoothing, weighted: of the loss that was captured last.
+        wants_log: whether that loss takes log-probabilities, as `F.nll_loss` does, and applies no softmax.
         failure: first reason why a batch could not be counted; stays over evaluations.
         reference_state: references of a checkpoint, until a first batch tells the layout of their probe.
     """
@@ -74,6 +75,7 @@ class StageState:
     complete: bool = True
     label_smoothing: float = 0.0
     weighted: bool = False
+    wants_log: bool = False
     failure: str | None = None
     reference_state: dict[str, Any] = field(default_factory=dict)
     _position: int = 0  # items of this rank in the batches before the current one
@@ -100,6 +102,7 @@ class StageState:
             position: (I,) int64 position of each item in the data set; None reads it from the sampling.
         """
         self.label_smoothing, self.weighted = captured.label_smoothing, captured.weighted
+        self.wants_log = captured.source.startswith(f"F.{NLL} ")
         if captured.counted:
             self._calls += 1
             self.looks.update(captured.logits.flatten(2) if captured.logits.ndim > 2 else captured.logits[:, :, None])
@@ -218,7 +221,10 @@ class StageState:
     def loss_terms(self) -> str:
         """What the captured loss has beside the NLL, in words; empty if nothing."""
         smoothing = [f"smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
-        return " and ".join(smoothing + ["class weights"] * self.weighted)
+        missing = self.wants_log and self.looks.verdict() != "log-probabilities"
+        return " and ".join(
+            [f"no log_softmax before F.{NLL}"] * missing + smoothing + ["class weights"] * self.weighted
+        )
 
     @property
     def num_rows(self) -> int:
@@ -240,6 +246,7 @@ class StageState:
             "cells": {name: part[f"bin_{name}"].view(2, -1).tolist() for name in ("rows", "nll")},
             "excluded": self.excluded() | {"ties": int(part["ties"])},
             "loss_terms": self.loss_terms,
+            "task": self.layout.task,
             "looks_like": self.looks.verdict(),
         }
         if self.layout.temperatures:

@@ -7,6 +7,7 @@ is never called; modes, buffers and random states are put back, and nothing is l
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,10 +134,14 @@ class TrainProbe:
             outputs = module(inputs)
         elif self._user is not None:
             outputs = module(batch)
+        elif isinstance(batch, tuple | list) and len(batch) > 2 and _takes(module, len(batch) - 1):
+            *several, target = batch
+            outputs = module(*several)
         else:
+            parts = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
             raise _Unreadable(
-                f"a batch is a {type(batch).__name__}; expected (inputs, target), a dict with one of "
-                f"{', '.join(LABELS)}, or `capture=`"
+                f"a batch is a {type(batch).__name__}{parts}; expected (inputs, target), (inputs, ..., target) with a "
+                f"`forward` of as many inputs, a dict with one of {', '.join(LABELS)}, or `capture=`"
             )
         logits = _logits(outputs)
         if self._user is not None and (logits is None or target is None):
@@ -150,6 +155,16 @@ class TrainProbe:
 
 class _Unreadable(Exception):
     """Words that need no name of an exception."""
+
+
+def _takes(module: LightningModule, count: int) -> bool:
+    """Whether `forward` names so many inputs; `*args` names none."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    named = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    return sum(item.default is item.empty for item in named) <= count <= len(named)
 
 
 def _logits(outputs: Any) -> Any:

@@ -34,6 +34,7 @@ WATCHED = (
     "penalty",
     "dropout",
     "batch_norm_layers",
+    "batch_norm_momentum",
     "batch_norm_drift",
 )
 # Optimizers beside AdamW and its variants whose decay is decoupled, by name: not all of them are in torch.
@@ -41,7 +42,7 @@ DECOUPLED = ("Adafactor", "LAMB", "Lamb", "Lion", "Muon", "SGDW")
 
 
 def to_vector(watched: Mapping[str, float], device: torch.device, is_first_rank: bool) -> Tensor:
-    """Rank zero's numbers and zeros from all others, (16,) float64, so that their sum is rank zero's; NaN is absent."""
+    """Rank zero's numbers and zeros from all others, (17,) float64, so that their sum is rank zero's; NaN is absent."""
     values = [watched.get(key, math.nan) if is_first_rank else 0.0 for key in WATCHED]
     return torch.tensor(values, dtype=torch.float64, device=device)
 
@@ -69,6 +70,12 @@ def measured(train: StageState) -> tuple[dict[str, float], list[int]]:
     if train.layout.num_classes > LISTED_CLASSES:
         return context, []
     return context, train.counts[train.layout.count_slices["class_rows"]].tolist()
+
+
+def clipping(norm: float | None, algorithm: Any) -> dict[str, float]:
+    """Norm at which a Trainer clips gradients, of its two arguments; empty if it does not, or clips single values."""
+    by_norm = getattr(algorithm, "value", algorithm) in (None, "norm")
+    return {"gradient_clip": float(norm)} if norm and by_norm else {}
 
 
 def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:

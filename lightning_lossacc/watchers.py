@@ -273,7 +273,7 @@ class Watcher:
             saturated_units: the same for the worst layer of bounded activations (|derivative| < 1e-4).
             watched_units: units of all layers behind these shares.
             dropout: largest probability.
-            batch_norm_layers: layers with running statistics.
+            batch_norm_layers, batch_norm_momentum: layers with running statistics, and their smallest momentum.
             batch_norm_drift: largest distance over these layers between the statistics of sampled batches and the
                 running ones, see `Normalisation`.
         """
@@ -335,10 +335,7 @@ class Watcher:
         module = self._module() if self._module is not None else None
         if module is None:
             return {}
-        found = {
-            "dropout": max(map(_dropout, module.modules())),
-            "batch_norm_layers": float(len(self._normalisation.layers)),
-        }
+        found = {"dropout": max(map(_dropout, module.modules())), **self._normalisation.settings()}
         decays = [
             float(group["weight_decay"] or 0.0)
             for optimizer in filter(None, (reference() for reference in self._optimizers.values()))

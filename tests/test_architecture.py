@@ -113,7 +113,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
     "diagnosis.optimisation": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
-    "diagnosis.measurement": ({"diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),
+    "diagnosis.measurement": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),
     "diagnosis.catalogue": (
         {
             "diagnosis.confidence",

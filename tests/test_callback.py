@@ -577,6 +577,21 @@ def test_watching_by_argument(watched: bool | int, tmp_path: Path) -> None:
         assert all("learning_rate" not in context and "train_nll" in context for context in contexts)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"gradient_clip_val": 0.5}, 0.5),
+        ({"gradient_clip_val": 1, "gradient_clip_algorithm": "value"}, None),
+    ],
+    ids=["none", "norm", "value"],
+)
+def test_the_norm_of_clipping_is_known(options: dict[str, Any], expected: float | None, tmp_path: Path) -> None:
+    watch = monitor()
+    trainer(tmp_path, watch, max_epochs=1, **options).fit(Plain(), loader(), loader())
+    assert watch.history.series("val")[-1].context.get("gradient_clip") == expected
+
+
 def test_every_watched_number_reaches_other_ranks() -> None:
     """Numbers travel in a fixed order; the list of what a watcher says must hold all of them."""
     said = re.findall(r"^ {12}([a-z_]+(?:, [a-z_]+)*):", Watcher.values.__doc__ or "", re.MULTILINE)
@@ -684,6 +699,10 @@ class Kind(Plain):
             return F.cross_entropy(logits.bfloat16().softmax(1), target)
         if self.kind == "log-softmax":
             return F.nll_loss(logits.log_softmax(1), target)
+        if self.kind == "no logarithm":
+            return F.nll_loss(logits.softmax(1), target)
+        if self.kind == "no softmax":
+            return F.nll_loss(logits, target)
         if self.kind == "sigmoid":
             return F.binary_cross_entropy_with_logits((30 * logits[:, 0]).sigmoid(), (target > 1).float())
         if self.kind == "small binary logits":
@@ -697,6 +716,8 @@ KINDS = {
     "softmax": "probabilities",
     "softmax in half precision": "probabilities",
     "log-softmax": "log-probabilities",
+    "no logarithm": "probabilities",
+    "no softmax": "",
     "sigmoid": "probabilities",
     "small binary logits": "",
     "binary logits": "",
@@ -709,6 +730,10 @@ def test_probabilities_are_told_from_logits(kind: str, tmp_path: Path) -> None:
     watch = monitor()
     trainer(tmp_path, watch).fit(Kind(kind), loader(), loader())
     assert {record.arrays["looks_like"] for record in watch.history} == {KINDS[kind]}
+    missing = "no log_softmax before F.nll_loss" if kind in ("no logarithm", "no softmax") else ""
+    assert {record.arrays["loss_terms"] for record in watch.history} == {missing}
+    task = "binary" if "binary" in kind or kind == "sigmoid" else "multiclass"
+    assert {record.arrays["task"] for record in watch.history} == {task}
 
 
 def test_one_batch_of_one_column_decides_nothing() -> None:

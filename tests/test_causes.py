@@ -204,6 +204,13 @@ FLAT_OUT = STATE.but(
     arrays=classes([100] * 10, [100] * 10, [11] * 10),
     probe={"accuracy": 0.12},
 )
+UNLIKE = FLAT_OUT.but(
+    train=(2.0, 0.5, 0.2, 0.1),
+    arrays={"train_classes": [100] * 10},
+    probe={"accuracy": 0.95},
+    first={"train_accuracy": 0.35},
+    context={"train_accuracy": 0.95},
+)
 SCALARS = Situation(scalars=True, paired=None, static=True, train=(0.1,) * 6, values={"nll": 0.1, "accuracy": 0.6})
 
 # Without a probe: 75 % of the training rows are right in the next epoch, where 90 % of the validation rows were.
@@ -411,6 +418,8 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "below the entropy": FLAT_OUT.but(values={"refinement_nll": 2.1}),
             "accuracy above chance": FLAT_OUT.but(values={"accuracy": 0.2}),
             "classes are told apart": FLAT_OUT.but(arrays=classes([500, 500], [300, 700], [200, 400])),
+            "classes are told apart under other numbers": FLAT_OUT.but(arrays={"confusion": SWAPPED}),
+            "training rows are told apart at first sight": UNLIKE,
         },
     ),
     "label-mapping-mismatch": (
@@ -506,6 +515,8 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "rounded": STATE.but(logged={"val_acc": 0.91}),
             "in percent": STATE.but(logged={"val_acc": 90.4}),
             "top-k": STATE.but(logged={"val_acc": 0.985}),
+            "that of another head beside it": STATE.but(logged={"val_acc": 0.9, "val_acc_b": 0.1}),
+            "top-k by its name": STATE.but(logged={"val_top2_acc": 0.96}),
             "probabilities of two classes": STATE.but(
                 logged={"val_acc": 0.1}, arrays={"looks_like": "probabilities"}, context={"num_classes": 2.0}
             ),
@@ -520,6 +531,18 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
             "no probe": SPLIT.but(probe=None),
             "statistics of the batches": DRIFTED.but(context={"batch_norm_drift": 0.1}),
             "validation is as good": DRIFTED.but(context={"train_accuracy": 0.9}),
+        },
+    ),
+    "validation-mismatch": (
+        UNLIKE,
+        {
+            "half as far": UNLIKE.but(values={"accuracy": 0.21}),
+            "known to 20 pp": UNLIKE.but(values={"accuracy_standard_error": 0.08}),
+            "hardly better than the largest class": UNLIKE.but(first={"train_accuracy": 0.14}),
+            "training has lost it as well": UNLIKE.but(context={"train_accuracy": 0.3}),
+            "training rows are as bad in eval mode": UNLIKE.but(probe={"accuracy": 0.1}),
+            "known under other numbers": UNLIKE.but(arrays={"confusion": SWAPPED}),
+            "two evaluations": UNLIKE.but(train=(2.0, 0.5)),
         },
     ),
 }
@@ -733,6 +756,28 @@ def test_one_row_of_a_class_knows_nothing() -> None:
     assert RULES["nothing-learned"](lucky.evidence()) is not None
 
 
+@pytest.mark.parametrize(("after", "named"), [(0.32, True), (0.36, False)])
+def test_what_training_rows_pay_as_well_is_no_overfitting(after: float, named: bool) -> None:
+    """The NLL here rose by 0.1; in the steps of the epoch it stood at 0.3 at the reference."""
+    evidence = RISE.but(paired={"refinement_change": 0.09}).evidence()
+    reference, current = (
+        replace(record, context=record.context | {"train_nll": nll})
+        for record, nll in ((evidence.reference, 0.3), (evidence.current, after))
+    )
+    found = RULES["overfitting"](replace(evidence, reference=reference, current=current))
+    assert (found is not None) is named
+
+
+def test_what_acts_twice_is_named() -> None:
+    """Softmax, sigmoid with the floor of its classes, or nothing: F.nll_loss has no softmax of its own."""
+    rule, twice = RULES["double-softmax"], STATE.but(arrays={"looks_like": "probabilities"})
+    found = rule(twice.but(arrays={"loss_terms": "no log_softmax before F.nll_loss"}).evidence())
+    assert found is not None and found.evidence == ("F.nll_loss got probabilities, and takes their logarithms",)
+    one = {"class": [0, 1], "rows": [750, 250], "predicted": [1000, 0], "correct": [750, 0]}
+    found = rule(twice.but(arrays={"task": "binary", "classes": one}, context={"num_classes": 2.0}).evidence())
+    assert found is not None and "sigmoid applied twice the loss cannot fall below 0.5982" in found.evidence[1]
+
+
 def test_a_tie_leaves_a_class_its_own_name() -> None:
     table = [[90, 0, 0, 0], [50, 50, 0, 0], [0, 0, 5, 95], [0, 0, 95, 5]]
     assert RULES["label-mapping-mismatch"](STATE.but(arrays={"confusion": table}).evidence()) is not None
@@ -815,7 +860,7 @@ def test_scalar_certificates() -> None:
 def test_the_catalogue_is_whole() -> None:
     """Every cause is asked for some event, has all headings of a lint rule, and is explained."""
     asked = {name for order in ORDER.values() for name in order} | set(_loss_up())
-    assert asked == set(RULES) and len(RULES) == sum(map(len, HEADINGS.values())) == 27
+    assert asked == set(RULES) and len(RULES) == sum(map(len, HEADINGS.values())) == 28
     assert set(INFO_CAUSES) <= set(RULES)
     headings = (
         "What it finds:",

@@ -361,6 +361,8 @@ def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: boo
         ([0.3, 0.4] + [0.8] * 9, 0.3, ""),
         ([0.3, 0.4] + [0.8] * 10, 0.15, ""),
         ([0.6, 0.7] + [0.8] * 10, 0.3, ""),
+        ([1.0] * 3, 0.001, "dead-activations"),
+        ([1.0] * 2, 0.001, ""),
     ],
     ids=[
         "died",
@@ -371,6 +373,8 @@ def test_rare_classes_are_missed_since_the_collapse(collapsed: int, lasting: boo
         "for nine evaluations",
         "a fifth is alive after long steps",
         "a few were killed",
+        "all",
+        "all, twice",
     ],
 )
 def test_a_layer_that_answers_nothing(shares: list[float], ratio: float, cause: str) -> None:
@@ -388,7 +392,7 @@ def silent_layer(shares: list[float], ratio: float, decay: float = 0.0) -> list[
     diagnosis, history, events = Diagnosis(), History(), []
     for epoch, share in enumerate(shares):
         values = {"nll": 1 / (2 + epoch), "accuracy": 0.5 + 0.02 * epoch, "accuracy_standard_error": 0.01}
-        context = {"dead_units": share, "update_ratio": ratio if epoch < 2 else 1e-3}
+        context = {"dead_units": share, "dead_units_total": share, "update_ratio": ratio if epoch < 2 else 1e-3}
         context |= {"weight_norm": 0.5**epoch, "weight_decay": decay}
         history.append(
             Record("val", 0, epoch, 10 * epoch, 0.0, True, 1000, 1000, values, {}, {}, {}, context),

@@ -46,6 +46,7 @@ CAUSES = (
     "double-softmax",
     "wrong-accuracy",
     "train-eval-mismatch",
+    "validation-mismatch",
     "unknown",
 )
 
@@ -303,6 +304,50 @@ def test_weights_that_are_in_use_are_not_advised_again() -> None:
     assert "has class weights already" in text and "weight.sqrt()" in text and "CrossEntropyLoss(weight=" not in text
 
 
+@pytest.mark.parametrize(
+    ("predicted", "words"),
+    [([960, 30, 10], "a weight must grow as its class gets rarer"), ([100, 100, 800], "weight.sqrt()")],
+    ids=["the frequent class has too many answers", "the rare one has"],
+)
+def test_weights_in_use_are_corrected_to_the_right_side(predicted: list[int], words: str) -> None:
+    table = {"class": [0, 1, 2], "rows": [900, 60, 40], "correct": [890, 30, 10], "predicted": predicted}
+    text = of("class-imbalance", made(arrays={"loss_terms": "class weights", "classes": table}))
+    assert words in text and ("torch.tensor([0.356, 6.79, 23.8])" in text) is (predicted[0] > 900)
+    one = {"class": [0, 1], "rows": [900, 100], "correct": [900, 0], "predicted": [1000, 0]}
+    arrays = {"loss_terms": "class weights", "classes": one, "train_classes": [900, 100], "task": "binary"}
+    assert "pos_weight=torch.tensor(9.0)" in of("majority-collapse", made(arrays=arrays, context={"num_classes": 2.0}))
+
+
+def test_a_batch_that_was_learnt_is_not_asked_for_again() -> None:
+    """Training rows that are learnt show that the network can learn; the two sets are compared instead."""
+    assert "overfit_batches=1" in of("nothing-learned")
+    text = of("nothing-learned", made(values={"majority_rate": 0.3}, context={"train_accuracy": 0.9}))
+    assert "overfit_batches" not in text and "training rows are learnt (90.0 %), these are not" in text
+
+
+def test_clipping_that_cuts_every_step_is_named_before_the_rate() -> None:
+    cut = made(context={"gradient_clip": 0.001, "update_ratio": 1e-5})
+    text = remedies("learning-rate-too-low", cut, cut)[0]
+    assert "gradient_clip_val=0.001" in text and "by 500 times" in text
+    for clip in (0.4, 1.0):
+        assert "clip" not in of("learning-rate-too-low", made(context={"gradient_clip": clip}))
+
+
+def test_running_statistics_that_have_not_arrived_need_a_higher_momentum() -> None:
+    """4000 updates at momentum 0.0001 leave 67 % of the initial values; at 0.1 nothing, and slower ones are advised."""
+    late = of("train-eval-mismatch", made(context={"batch_norm_momentum": 1e-4}))
+    assert "keeps 67.0 % of their initial values after 4000 updates" in late and "momentum=0.1)" in late
+    assert "momentum=0.01)" in of("train-eval-mismatch", made(context={"batch_norm_momentum": 0.1}))
+    few = of("train-eval-mismatch", made(epoch=1, context={"batch_norm_momentum": 0.1}))
+    assert "momentum=" not in few and "larger batches" in few
+
+
+def test_a_temperature_that_saves_needs_no_cause() -> None:
+    """It is that of one evaluation: rows that cannot be paired, as of a shuffled set, do not matter to it."""
+    assert "T = 3.20" in of("unknown") and "saves 0.6437 nats" in of("unknown")
+    assert "logits / T" not in of("unknown", made(values={"temperature_gain": -0.001}))
+
+
 def test_items_to_look_at_are_listed() -> None:
     """Suspects of the training probe come first, as numbers or with their details; else the worst items."""
     suspects = [{"index": 17, "margin": -2.0}, {"index": 4, "margin": -1.0}]
@@ -334,6 +379,25 @@ def test_double_softmax_floor() -> None:
     """The floor is the loss of a sure and right probability vector that is taken for logits."""
     floor = F.cross_entropy(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([0]))
     assert f"{float(floor):.3f}" in of("double-softmax")
+
+
+def test_a_logarithm_that_is_missing_is_asked_for() -> None:
+    """F.nll_loss applies no softmax: neither dropping one nor logging the NLL mends it."""
+    record = made(arrays={"loss_terms": "no log_softmax before F.nll_loss", "looks_like": "probabilities"})
+    for cause in ("double-softmax", "loss-mismatch"):
+        assert remedies(cause, record, record)[0].startswith("F.nll_loss takes log-probabilities")
+
+
+def test_double_sigmoid_floor() -> None:
+    """With one logit a row the floor depends on the classes: a sure 0 costs ln 2, a sure 1 ln(1 + 1/e)."""
+    target = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    floor = float(F.binary_cross_entropy_with_logits(target, target))
+    table = {"class": [0, 1], "rows": [750, 250], "correct": [750, 0], "predicted": [1000, 0]}
+    record = made(
+        arrays={"task": "binary", "classes": table, "looks_like": "probabilities"}, context={"num_classes": 2.0}
+    )
+    text = of("double-softmax", record)
+    assert f"{floor:.3f}" in text and "binary_cross_entropy_with_logits" in text and "softmax" not in text
 
 
 def test_accuracies_that_a_logged_number_may_be() -> None:

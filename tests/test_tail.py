@@ -108,6 +108,21 @@ def test_nothing_is_said_beyond_the_temperatures(scale: float) -> None:
     assert tail(logits, target) is None
 
 
+def test_rows_of_another_unit_are_a_tail_although_no_temperature_fits() -> None:
+    """Five rows whose logits are thousands of times too large push the best temperature of all rows off the grid."""
+    logits, target = calibrated(1000)
+    logits[:5] *= 3000
+    target[:5] = logits[:5].argmin(1)
+    found = tail(logits, target)
+    assert found is not None and 0.003 < found.share < 0.05 and found.score > 5 * TAIL_SCORE
+    assert found.temperature == pytest.approx(1.0, rel=0.15) and bool((found.weight[:5] > 0.9).all())
+    # Against the right temperature of all rows, also beyond the grid.
+    plain = max(likelihood(logits, target, 0.0, math.exp(0.05 * step)) for step in range(400))
+    assert found.score == pytest.approx(
+        2 * (likelihood(logits, target, found.share, found.temperature) - plain), rel=0.01
+    )
+
+
 def test_perfect_answers_have_no_tail() -> None:
     """All right with certainty: the likelihood of both is 0."""
     target = torch.randint(0, CLASSES, (300,))

@@ -217,6 +217,13 @@ class Named(Table):
         return {"logits": self.net(pixels), "hidden": None}
 
 
+class Columns(Table):
+    """Its inputs come in two parts, as tabular data do; its own steps have them in one."""
+
+    def forward(self, categories: Tensor, numbers: Tensor | None = None) -> Tensor:
+        return super().forward(categories if numbers is None else torch.cat((categories, numbers), 1))
+
+
 class Attribute(Table):
     def forward(self, features: Tensor) -> Any:
         return Output(self.net(features))
@@ -238,6 +245,7 @@ class Nothing(Table):
 FORMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "tuple": (Table, lambda x, y: (x, y), {}),
     "list": (Table, lambda x, y: [x, y], {}),
+    "several inputs": (Columns, lambda x, y: (x[:2], x[2:], y), {}),
     "labels": (Named, lambda x, y: {"pixels": x, "labels": y}, {}),
     "label": (Named, lambda x, y: {"pixels": x, "label": y, "scale": x}, {}),
     "target": (Named, lambda x, y: {"target": y, "pixels": x}, {}),
@@ -274,7 +282,7 @@ def test_forms_of_a_batch(form: str, tmp_path: Path) -> None:
 
 
 UNREADABLE: dict[str, tuple[Any, Any, str]] = {
-    "three parts": (Table, lambda x, y: (x, x, y), "a batch is a list; expected"),
+    "three parts": (Table, lambda x, y: (x, x, y), "a batch is a list of 3; expected"),
     "no forward": (Plain, lambda x, y: (x, y), "forward"),
     "no logits": (Nothing, lambda x, y: (x, y), "`forward` gave NoneType and Tensor, not two tensors"),
     "an error": (Table, lambda x, y: (x[:2], y), "RuntimeError"),

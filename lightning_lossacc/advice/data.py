@@ -15,10 +15,7 @@ def class_weights(measured: Measured) -> str:
     """
     counts, whose = measured.counts
     if "class weights" in measured.loss_terms:
-        return (
-            "your loss has class weights already: take their square root, `weight.sqrt()`, or drop them and adjust the "
-            f"logits instead{_level(measured)}"
-        )
+        return _other_weights(measured)
     formula = "weight = counts.sum() / (len(counts) * counts)"
     if not 2 <= len(counts) <= SHOWN_CLASSES:
         rows = f" ({int(min(counts))} … {int(max(counts))} rows a class in {whose})" if counts else ""
@@ -30,6 +27,30 @@ def class_weights(measured: Measured) -> str:
     return (
         f"class weights: nn.CrossEntropyLoss(weight=torch.tensor({listed(weights)})){binary}, from the rows of "
         f"{whose}; balanced accuracy rises, plain accuracy and NLL pay{_level(measured)}"
+    )
+
+
+def _other_weights(measured: Measured) -> str:
+    """What to do about weights in use: the class that gets too many answers tells on which side they are wrong."""
+    counts, whose = measured.counts
+    table = measured.current.arrays.get("classes", {})
+    predicted = table.get("predicted", [])
+    if len(predicted) == len(counts) == len(table.get("rows", [])) >= 2:
+        over = max(range(len(counts)), key=lambda place: predicted[place] - table["rows"][place])
+        if counts[over] == max(counts) and predicted[over] > table["rows"][over]:
+            usual = f", torch.tensor({listed(balanced_weights(counts))})" if len(counts) <= SHOWN_CLASSES else ""
+            binary = ""
+            if measured.is_single_logit and counts[1]:
+                usual, binary = "", f", pos_weight=torch.tensor({number(counts[0] / counts[1])})"
+            return (
+                f"your loss has class weights already, and the most frequent class ({over}) still gets too many "
+                f"answers: a weight must grow as its class gets rarer; balanced are N / (C n_c){usual}{binary} from "
+                f"the rows of {whose}{_level(measured)}"
+            )
+    root = "pos_weight.sqrt()" if measured.is_single_logit else "weight.sqrt()"
+    return (
+        f"your loss has class weights already: take their square root, `{root}`, or drop them and adjust the "
+        f"logits instead{_level(measured)}"
     )
 
 

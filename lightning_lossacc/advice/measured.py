@@ -78,6 +78,11 @@ class Measured:
         return f"`logits.log_softmax(1) * {number(found['slope'])} + torch.tensor({listed(values)})`"
 
     @property
+    def is_single_logit(self) -> bool:
+        """Whether a row has one logit for two classes, under binary cross-entropy."""
+        return self.current.arrays.get("task") == "binary"
+
+    @property
     def loss_terms(self) -> str:
         """What the captured loss has beside the NLL, in words."""
         return str(self.current.arrays.get("loss_terms", ""))

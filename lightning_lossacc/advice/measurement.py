@@ -6,12 +6,16 @@ import math
 
 from lightning_lossacc.advice.measured import Measured, number, percent
 from lightning_lossacc.attribution import LEVEL, interval
-from lightning_lossacc.floors import double_softmax_floor
+from lightning_lossacc.floors import double_sigmoid_floor, double_softmax_floor
+
+USUAL_MOMENTUM = 0.1  # of batch normalisation in PyTorch
 
 
 def log_raw_nll(measured: Measured) -> str:
     """The NLL beside the training objective."""
     terms, nll = measured.loss_terms, measured.value("nll")
+    if "F.nll_loss" in terms:
+        return _take_logarithms()
     has = f"; your loss has {terms} as well" if terms else ""
     return (
         f'log the NLL beside the loss: `self.log("val_nll", F.cross_entropy(logits, y))`{has}, and let callbacks '
@@ -21,13 +25,31 @@ def log_raw_nll(measured: Measured) -> str:
 
 def pass_logits(measured: Measured) -> str:
     """Cross-entropy takes logits, and applies log-softmax itself."""
-    classes = measured.num_classes
+    if "F.nll_loss" in measured.loss_terms:
+        return _take_logarithms()
+    classes, rows = measured.num_classes, measured.val_counts
     floor = ""
+    if measured.is_single_logit:
+        if len(rows) == 2 and sum(rows) > 0 and math.isfinite(measured.value("nll")):
+            lowest = double_sigmoid_floor(rows[1] / sum(rows))
+            floor = f": on probabilities the loss cannot fall below {lowest:.3f} with these classes, and stands at "
+            floor += f"{measured.value('nll'):.3f}"
+        return (
+            "drop the sigmoid before the loss, F.binary_cross_entropy_with_logits(logits, y.float()) with what the "
+            f"last layer gives, and count an answer as 1 where its logit is above 0{floor}"
+        )
     if classes > 1:
         lowest = double_softmax_floor(classes)
         floor = f": on probabilities the loss cannot fall below ln(e + {classes - 1}) - 1 = {lowest:.3f}"
         floor += f", and stands at {measured.value('nll'):.3f}" if math.isfinite(measured.value("nll")) else ""
     return f"drop the softmax before the loss, F.cross_entropy(logits, y) with what the last layer gives{floor}"
+
+
+def _take_logarithms() -> str:
+    return (
+        "F.nll_loss takes log-probabilities: give it F.log_softmax(logits, 1), or the logits to F.cross_entropy; as it "
+        "is, larger values are all it takes to lower the loss"
+    )
 
 
 def right_accuracy(measured: Measured) -> str:
@@ -61,10 +83,21 @@ def compute_over_epoch(measured: Measured) -> str:
 
 def batch_norm(measured: Measured) -> str:
     """Running statistics that fit the evaluation."""
-    layers = measured.context("batch_norm_layers")
+    layers, momentum = measured.context("batch_norm_layers"), measured.context("batch_norm_momentum")
     counted = f" ({int(layers)} BatchNorm layers)" if layers > 0 else ""
+    updates = measured.current.global_step
+    # Share of the initial statistics that is left after so many updates.
+    left = (1 - momentum) ** updates if momentum > 0 else math.nan
+    if left > 0.05 and momentum < USUAL_MOMENTUM:
+        return (
+            f"running statistics{counted}: momentum={number(momentum)} keeps {percent(left)} of their initial values "
+            f"after {updates} updates: nn.BatchNorm2d(channels, momentum={number(USUAL_MOMENTUM)}); 0.99 or 0.999 of "
+            "other libraries is 1 minus it"
+        )
+    slower = momentum / 10 if momentum > 0 else USUAL_MOMENTUM / 10
+    other = f"nn.BatchNorm2d(channels, momentum={number(slower)}), " if (1 - slower) ** updates <= 0.05 else ""
     return (
-        f"running statistics{counted}: nn.BatchNorm2d(channels, momentum=0.01), larger batches, "
+        f"running statistics{counted}: {other}larger batches, "
         "Trainer(sync_batchnorm=True) over several devices, or nn.GroupNorm / nn.LayerNorm, which have none"
     )
 
@@ -82,6 +115,23 @@ def evaluation_mode(measured: Measured) -> str:
 def same_preprocessing(measured: Measured) -> str:
     """Inputs that are prepared alike."""
     return "prepare both sets alike, augmentation aside: print mean, std and range of one batch of each"
+
+
+def compare_sets(measured: Measured) -> str:
+    """The same rows through both pipelines."""
+    return (
+        "send training rows through the validation loader, LossAccuracyMonitor(train_probe=True) or "
+        "`trainer.validate(module, DataLoader(train_set))`: if they are as bad, look at order and weights of training, "
+        "else print mean, std, range and labels of one batch of each set"
+    )
+
+
+def same_weights(measured: Measured) -> str:
+    """What stands between training and validation beside the data."""
+    return (
+        "validate the weights that were trained: an average of them needs a decay that forgets the initial ones within "
+        "the run, as 1 - 10 / steps does; and shuffle the training loader, DataLoader(..., shuffle=True)"
+    )
 
 
 def train_probe(measured: Measured) -> str:

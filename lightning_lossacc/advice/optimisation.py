@@ -9,6 +9,8 @@ from lightning_lossacc.advice.measured import Measured, described, number, perce
 # Size of an update over that of the weight (medians over weight tensors) at which networks usually learn well.
 USUAL_UPDATE = 1e-3
 _STEPS = (1.0, 3.0)
+# Clipping cuts steps rather than spikes where its norm is below this part of the median norm.
+CLIPPED = 0.1
 
 
 def learning_rate_factor(update_ratio: float, higher: bool) -> float:
@@ -32,9 +34,20 @@ def lower_learning_rate(measured: Measured) -> str:
     return _other_learning_rate(measured, higher=False)
 
 
+def _clip_less(measured: Measured) -> str | None:
+    """Clipping that cuts every step: a plain step is shorter by as much; None where gradients are hardly cut."""
+    usual, limit = measured.context("gradient_norm"), measured.context("gradient_clip")
+    if not 0 < limit < CLIPPED * usual:
+        return None
+    return (
+        f"clip less: Trainer(gradient_clip_val={number(limit)}) cuts gradients whose median norm is {number(usual)}, "
+        f"by {usual / limit:.0f} times each; gradient_clip_val={number(usual)} would cut the largest only"
+    )
+
+
 def raise_learning_rate(measured: Measured) -> str:
-    """The other side."""
-    return _other_learning_rate(measured, higher=True)
+    """The other side; where clipping is what makes steps small, it says so instead."""
+    return _clip_less(measured) or _other_learning_rate(measured, higher=True)
 
 
 def _other_learning_rate(measured: Measured, higher: bool) -> str:
@@ -161,6 +174,14 @@ def standardise_inputs(measured: Measured) -> str:
 def overfit_one_batch(measured: Measured) -> str:
     """Can the network learn anything at all?"""
     floor = measured.num_classes
+    learnt, share = measured.context("train_accuracy"), measured.value("majority_rate")
+    if learnt > min(share + 0.1, (1 + share) / 2):
+        return (
+            f"training rows are learnt ({percent(learnt)}), these are not: send rows of training through the "
+            "validation loader, LossAccuracyMonitor(train_probe=True), and compare mean, std, range and labels of one "
+            "batch of each set; if inputs and labels are prepared alike, the labels of training say nothing of new "
+            "rows: look at some of them by eye"
+        )
     start = f" far below ln {floor} = {math.log(floor):.3f}" if floor > 1 else " to near 0"
     return (
         f"Trainer(overfit_batches=1) must bring the training NLL{start}; if it does not, the inputs, labels or the "

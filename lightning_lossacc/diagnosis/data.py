@@ -15,6 +15,9 @@ SMALL_SET = 200
 TINY_SET = 50  # so few are always too few
 KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
+# By which training rows beat the share of their largest class when they were seen for the first time, at least and in
+# standard errors of as many independent rows.
+FIRST_SIGHT, FIRST_SCORE = 0.05, 5.0
 
 
 def majority_collapse(evidence: Evidence) -> Cause | None:
@@ -130,7 +133,8 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
     Evidence it needs: the class table and the temperature grid.
     What to do: overfit a single batch; look at a batch as the network gets it (order of labels, normalisation).
     When it is wrong: a learning rate that is too low, dead units or too much regularisation look the same, and are
-        named first when they are measured.
+        named first when they are measured. Where training rows were told apart at first sight, these rows or their
+        weights are others: `validation-mismatch`.
     Reference: Zhang et al. 2017; Karpathy 2019.
     """
     refined, prior = evidence.value("refinement_nll"), evidence.label_entropy
@@ -144,16 +148,16 @@ def nothing_learned(evidence: Evidence) -> Cause | None:
         return None
     if not evidence.value("accuracy") <= highest + 2.58 * evidence.value("accuracy_standard_error"):
         return None
-    if knows_classes(evidence.current):
+    if knows_classes(evidence.current) or is_renamed(evidence.current) or is_left_behind(evidence):
         return None
     lines = [
         f"NLL after one temperature {refined:.4f}, entropy of the class shares {prior:.4f}",
         f"accuracy {100 * evidence.value('accuracy'):.1f} %, share of the most frequent class {100 * highest:.1f} %",
     ]
     against = ()
-    if evidence.train_accuracy > highest + 0.1:
-        text = f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: learnt by heart, or these labels are"
-        lines.insert(0, f"{text} not those of their rows")
+    if evidence.train_accuracy > min(highest + 0.1, (1 + highest) / 2):
+        text = f"accuracy on training rows {100 * evidence.train_accuracy:.1f} %: learnt by heart, or these rows are"
+        lines.insert(0, f"{text} prepared otherwise, or their labels are")
         against = evidence.train_doubt
     return Cause("nothing-learned", share=math.nan, evidence=tuple(lines), against=against)
 
@@ -177,6 +181,40 @@ def knows_classes(record: Record) -> bool:
     smoothed = [((recall * rows + 1) / (rows + 2), rows) for recall, rows in found]
     error = math.sqrt(sum(recall * (1 - recall) / rows for recall, rows in smoothed)) / len(found)
     return mean - 1 / len(found) > max(3 * error, KNOWN_RECALL)
+
+
+def first_sight(evidence: Evidence) -> tuple[float, float]:
+    """Accuracy of the training steps of the first epoch, and the share of the largest class among their rows; NaN if
+    unknown or not certainly higher.
+
+    No row of the first epoch had been seen before, so that nothing was known by heart: the accuracy is one on new rows
+    of the training distribution, of weights that were mostly worse than those at the end of the epoch, and with
+    dropout and augmentation on top (Dawid 1984, prequential analysis).
+    """
+    first = [record for record in evidence.series if record.epoch == 0]
+    if not first:
+        return math.nan, math.nan
+    rows = first[-1].arrays.get("train_classes") or []
+    accuracy = first[-1].context.get("train_accuracy", math.nan)
+    if not sum(rows) > 0:
+        return math.nan, math.nan
+    share = max(rows) / sum(rows)
+    lead = max(FIRST_SIGHT, FIRST_SCORE * math.sqrt(share * (1 - share) / sum(rows)))
+    return (accuracy, share) if accuracy >= share + lead else (math.nan, math.nan)
+
+
+def is_left_behind(evidence: Evidence) -> bool:
+    """Whether these rows have, for three evaluations, not come half the way from the share of the largest class to the
+    accuracy that training rows had at first sight, and training rows have kept theirs.
+    """
+    last, probes = evidence.series[-3:], evidence.train_probe[-3:]
+    accuracy, share = first_sight(evidence)
+    if len(last) < 3 or math.isnan(accuracy) or is_renamed(evidence.current):
+        return False
+    half = (accuracy + share) / 2
+    here = [accuracy_of(record) + 2.58 * record.values.get("accuracy_standard_error", math.nan) for record in last]
+    kept = [record.context.get("train_accuracy", math.nan) for record in last] + [accuracy_of(row) for row in probes]
+    return all(value < half for value in here) and all(value >= accuracy for value in kept)
 
 
 def unlearned_spread(record: Record, prior: float) -> float:

@@ -19,6 +19,8 @@ NEVER_LEARNT = 0.10  # by which training rows are less accurate than validation 
 REMEMBERED = 5
 BEHIND_SCORE = 1.645  # one-sided 5 %: the rise after one temperature is shown besides
 EARLY_BEHIND, EARLY_SCORE = 0.08, 3.0
+# What training rows pay as well, in the steps of both epochs, is no matter of new rows.
+TRAIN_ROSE = 0.5
 LASTING_GAP = 5  # evaluations
 # Share of rows that may be a tail, and how much of the rise, or of the loss, they must carry.
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.12), 0.5
@@ -38,8 +40,9 @@ LEVEL_SHARE, LEVEL_ACCURACY = 0.60, 0.15
 def overfitting(evidence: Evidence) -> Cause | None:
     """The loss rose and no temperature takes it back: the ranking of the classes got worse.
 
-    What it finds: more than 50 % of the rise is left after one temperature, and the 99 % interval of that share stays
-        above 25 %. From a log of scalars: accuracy is down while the training loss still falls.
+    What it finds: more than 50 % of the rise is left after one temperature, the 99 % interval of that share stays
+        above 25 %, and the loss of the training steps has not risen by half as much. From a log of scalars: accuracy is
+        down while the training loss still falls.
     Why it matters: the model at the reference epoch is better, whatever is done to its probabilities.
     Evidence it needs: paired rows and the temperature grid; in a log of scalars accuracy and the training loss.
     What to do: keep the checkpoint with the lowest loss after one temperature; regularise, augment, more data.
@@ -52,6 +55,9 @@ def overfitting(evidence: Evidence) -> Cause | None:
     change, low, high = evidence.refinement_change
     share, lowest_share, _ = evidence.refinement_share
     if evidence.is_static or not (share > OVERFITTING_SHARE and lowest_share > OVERCONFIDENCE_SHARE):
+        return None
+    before, after = (record.context.get("train_nll", math.nan) for record in (evidence.reference, evidence.current))
+    if after - before > TRAIN_ROSE * evidence.nll_change:
         return None
     lines = [f"after one temperature the loss still rose by {change:.4f} nats ({low:+.4f} … {high:+.4f})"]
     against = []

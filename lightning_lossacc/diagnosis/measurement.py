@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning_lossacc.diagnosis.data import first_sight, is_left_behind
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.floors import double_softmax_floor, is_no_nll, smallest_nll
+from lightning_lossacc.floors import double_sigmoid_floor, double_softmax_floor, is_no_nll, smallest_nll
 from lightning_lossacc.history import Record
 
 # A logged accuracy is an average over batches; the last, smaller one moves it a little.
@@ -32,6 +33,8 @@ def double_softmax(evidence: Evidence) -> Cause | None:
     Reference: Goodfellow et al. 2016, section 6.2.2.
     """
     if evidence.current.arrays.get("looks_like") == "probabilities":
+        if "F.nll_loss" in evidence.current.arrays.get("loss_terms", ""):
+            return Cause("double-softmax", math.nan, ("F.nll_loss got probabilities, and takes their logarithms",))
         line = "every row given to the loss lies in [0, 1] and sums to 1: these are probabilities, not logits"
         if evidence.num_classes == 2:
             line = (
@@ -52,6 +55,12 @@ def double_softmax(evidence: Evidence) -> Cause | None:
 def _floor_line(evidence: Evidence) -> tuple[str, ...]:
     if evidence.num_classes is None:
         return ()
+    rows = evidence.class_rows
+    if evidence.current.arrays.get("task") == "binary" and len(rows) == 2 and sum(rows) > 0:
+        floor = double_sigmoid_floor(rows[1] / sum(rows))
+        return (
+            f"with sigmoid applied twice the loss cannot fall below {floor:.4f}; it is {loss_of(evidence.current):.4f}",
+        )
     floor = double_softmax_floor(evidence.num_classes)
     return (
         f"with softmax applied twice the loss cannot fall below {floor:.4f}; it is {loss_of(evidence.current):.4f}",
@@ -67,7 +76,8 @@ def wrong_accuracy(evidence: Evidence) -> Cause | None:
         dimension, another data set, or a state that is not reset.
     Evidence it needs: captured logits and a logged accuracy.
     What to do: torchmetrics' accuracy for the task, on the same logits and targets; reset it every epoch.
-    When it is wrong: accuracy of other rows (a subset, a running average) differs rightly.
+    When it is wrong: accuracy of other rows (a subset, a running average) differs rightly. With several logged
+        accuracies of which one is that of these logits, the others are taken for other heads, classes or k.
     Reference: torchmetrics documentation (Detlefsen et al. 2022).
     """
     last = evidence.series[-3:]
@@ -78,8 +88,12 @@ def wrong_accuracy(evidence: Evidence) -> Cause | None:
         return None
     # With five classes or fewer every row is right in the top five.
     known = KNOWN_ACCURACIES if (evidence.num_classes or 0) > 5 else KNOWN_ACCURACIES[:2]
-    for key in logged_keys(last[-1], "acc"):
-        gaps = [_accuracy_gap(record, key, known) for record in last]
+    # What calls itself top-k is no accuracy that could be wrong.
+    keys = [key for key in logged_keys(last[-1], "acc") if "top" not in key.lower()]
+    distances = {key: [_accuracy_gap(record, key, known) for record in last] for key in keys}
+    if any(all(gap <= ACCURACY_TOLERANCE for gap in gaps) for gaps in distances.values()):
+        return None
+    for key, gaps in distances.items():
         if all(gap > ACCURACY_TOLERANCE for gap in gaps):
             ours = ", ".join(
                 f"{name.replace('_', ' ')} {100 * last[-1].values[name]:.1f} %"
@@ -200,6 +214,39 @@ def _drifting(evidence: Evidence) -> Cause | None:
             f"{100 * evidence.value('accuracy'):.1f} % here",
         ),
         against=("overfitting is not excluded without `train_probe=`",),
+    )
+
+
+def validation_mismatch(evidence: Evidence) -> Cause | None:
+    """These rows are unlike training rows: their inputs, their labels or the weights that answer them are others.
+
+    What it finds: training rows were certainly, and by 5 pp, above the share of their largest class in the first epoch,
+        when none of them had been seen before, and still are; these rows have not come half as far in each of the last
+        three evaluations, certainly.
+    Why it matters: what was learnt holds for new rows of the training set's kind, so neither the network nor the labels
+        of training are at fault, and no regularisation helps.
+    Evidence it needs: accuracy of the training steps and class counts of the first epoch.
+    What to do: send training rows through the validation loader; compare mean, standard deviation, range and labels of
+        a batch of each; look at what swaps weights before validation, and at `shuffle=True` of training.
+    When it is wrong: where a first epoch holds each row many times, or training went on from weights that knew its
+        rows. New groups (patients, recordings) that nothing was learnt for look the same, and so do training rows in
+        the order of their classes and layers that act in one mode only.
+    Reference: Dawid 1984 (prequential analysis); Sculley et al. 2015 (training-serving skew).
+    """
+    if not is_left_behind(evidence) or train_eval_mismatch(evidence) is not None:
+        return None
+    accuracy, share = first_sight(evidence)
+    others = "other groups (patients, recordings) than those of training look the same"
+    if not evidence.train_probe:
+        others += ", and weights that are swapped for validation, and training rows in the order of their classes"
+    return Cause(
+        "validation-mismatch",
+        share=math.nan,
+        evidence=(
+            f"training rows were {100 * accuracy:.1f} % accurate when they were seen for the first time (largest class "
+            f"{100 * share:.1f} %), these are {100 * accuracy_of(evidence.current):.1f} % accurate now",
+        ),
+        against=(others,),
     )
 
 

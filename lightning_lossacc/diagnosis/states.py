@@ -13,6 +13,7 @@ from lightning_lossacc.diagnosis.data import (
     COLLAPSED,
     TINY_SET,
     class_imbalance,
+    is_left_behind,
     is_renamed,
     knows_classes,
     unlearned_spread,
@@ -33,6 +34,7 @@ CONSTANT_EVALUATIONS = 5
 HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
+DEAD_EVALUATIONS = 3
 
 
 def class_share(stream: Stream, known: Event | None) -> Opening | None:
@@ -117,7 +119,9 @@ def stuck(stream: Stream, known: Event | None) -> Opening | None:
     constant = len(set(accuracies)) == 1 and accuracies[-1] < 0.999
     current = series[-1]
     is_log = "nll" not in current.values
-    if len(series) < STUCK_EVALUATIONS and not (constant and is_log):
+    # Training rows that were told apart at first sight leave no doubt about the network.
+    certain = (constant and is_log) or is_left_behind(stream.state)
+    if len(series) < STUCK_EVALUATIONS and not certain:
         return None
     if not is_log:
         evidence = stream.state
@@ -136,7 +140,7 @@ def stuck(stream: Stream, known: Event | None) -> Opening | None:
         if not (constant or (unmoved and pinned)):
             return None
         evidence = stream.state
-    return Opening("accuracy-stuck", evidence, series[0].epoch, lasting=is_log or settled(stream.losses))
+    return Opening("accuracy-stuck", evidence, series[0].epoch, lasting=certain or is_log or settled(stream.losses))
 
 
 def logged_differs(stream: Stream, known: Event | None) -> Opening | None:
@@ -166,9 +170,12 @@ def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
 
 def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     """Hardly a unit of some layer has answered any input for some evaluations, or many were killed by huge updates."""
-    series = stream.series[-LASTING:]
+    # With every unit of the network dead nothing can come back; one layer may.
+    whole = [record.context.get("dead_units_total", 0.0) >= 1.0 for record in stream.series[-DEAD_EVALUATIONS:]]
+    enough = DEAD_EVALUATIONS if all(whole) else LASTING
+    series = stream.series[-enough:]
     shares = [silent_share(record) for record in series]
-    if len(shares) < LASTING:
+    if len(shares) < enough:
         return None
     if not (all(share >= DEAD_SHARE for share in shares) or killed_share(stream.series, LASTING) >= DIED_SHARE):
         return None
