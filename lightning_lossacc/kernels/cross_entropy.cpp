@@ -254,7 +254,7 @@ template <class E> void compute(const Loss& loss) {
         weights = 0;
         for (int64_t c = 0; c < source.classes; ++c) weights += loss.weight[c];
     }
-    const int threads = cuts.total * source.classes < FEW_LOGITS ? 1 : (int)source.threads;
+    const int threads = cuts.threads(source);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t slice = 0; slice < cuts.slices; ++slice) compute_slice<E>(loss, cuts, slice, weights);
 }

@@ -20,8 +20,8 @@ constexpr float INFINITE = __builtin_inff();
 constexpr int64_t SLICE_ROWS = 1024, SLICE_LOGITS = 1 << 18;
 // Up to so many classes a vector of rows of them stay in the first cache, and no vector need be summed over its lanes.
 constexpr int64_t LANE_CLASSES = 512;
-// Fewer logits than this are not worth waking a thread (microseconds).
-constexpr int64_t FEW_LOGITS = 1 << 14;
+// So many logits are worth waking a thread: some 15 microseconds of one.
+constexpr int64_t THREAD_LOGITS = 1 << 14;
 
 struct BFloat { uint16_t bits; };
 typedef _Float16 Halves __attribute__((vector_size(2 * LANES)));
@@ -149,6 +149,11 @@ struct Cuts {
         parts = rows_per_item > rows ? (rows_per_item + rows - 1) / rows : 1;
         if (parts == 1) rows = rows / rows_per_item * rows_per_item;
         slices = parts == 1 ? (total + rows - 1) / rows : items * parts;
+    }
+    int threads(const Source& source) const {
+        const int64_t worth = total * source.classes / THREAD_LOGITS;
+        const int64_t most = source.threads < slices ? source.threads : slices;
+        return (int)(worth < 1 ? 1 : worth < most ? worth : most);
     }
     int64_t first(int64_t slice) const {
         return parts == 1 ? slice * rows : slice / parts * rows_per_item + slice % parts * rows;

@@ -334,7 +334,7 @@ template <class E> void count_batch(const Setup& setup, const Batch& batch) {
     round.flags.get(in_round * cuts.rows);
     int64_t* longs = round.longs.get(in_round * sizes.longs);
     double* doubles = round.doubles.get(in_round * sizes.doubles);
-    const int threads = cuts.total * source.classes < FEW_LOGITS ? 1 : (int)source.threads;
+    const int threads = cuts.threads(source);
     Item item;
     for (int64_t first = 0; first < cuts.slices; first += ROUND) {
         const int64_t last = first + ROUND < cuts.slices ? first + ROUND : cuts.slices;
