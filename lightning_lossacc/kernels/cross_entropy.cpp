@@ -31,6 +31,9 @@ inline void store_narrow(BFloat* to, Floats value) {
     std::memcpy(to, &narrow, sizeof narrow);
 }
 
+// So many are added in float32, their sums in float64: one number after another loses digits with each.
+constexpr int64_t BLOCK = 16;
+
 // What a row's gradient is made of: power * factor - spread * w_c, and at the target `own` less.
 struct Slope { Floats factor, spread, own; };
 
@@ -87,9 +90,9 @@ template <class E> struct Work {
         }
         sound &= highest > -INFINITE;
         const float* weight = loss.smoothing != 0 ? loss.weight : nullptr;
-        Floats total{}, products{};
-        for (int64_t start = 0; start < classes; start += 64) {
-            const int64_t end = start + 64 < classes ? start + 64 : classes;
+        Sum totals, product_sums;
+        for (int64_t start = 0; start < classes; start += BLOCK) {
+            const int64_t end = start + BLOCK < classes ? start + BLOCK : classes;
             Floats part{}, product{};
             for (int64_t c = start; c < end; ++c) {
                 const Floats difference = load(scratch + LANES * c) - highest;
@@ -98,10 +101,10 @@ template <class E> struct Work {
                 if (loss.smoothing != 0) product += weight ? difference * weight[c] : difference;
                 store(scratch + LANES * c, power);
             }
-            total += part;
-            products += product;
+            totals.add(part);
+            product_sums.add(product);
         }
-        total = sound ? total : all(__builtin_nanf(""));
+        const Floats total = sound ? totals.lanes() : all(__builtin_nanf("")), products = product_sums.lanes();
         if (loss.row_loss) write_losses(n, highest, total, products);
         if (!gradient) return;
         const Slope found = slope(total);
@@ -160,9 +163,9 @@ template <class E> struct Work {
             finite &= sound[k] != 0;
         }
         finite &= maximum > -INFINITE;
-        float sum = 0, product_sum = 0;
-        for (int64_t start = 0; start < vectors; start += 64) {
-            const int64_t end = start + 64 < vectors ? start + 64 : vectors;
+        Sum sum, product_sum;
+        for (int64_t start = 0; start < vectors; start += BLOCK) {
+            const int64_t end = start + BLOCK < vectors ? start + BLOCK : vectors;
             Floats part{}, product{};
             for (int64_t v = start; v < end; ++v) {
                 const Floats difference = row_vector(row, LANES * v, classes) - maximum;
@@ -176,10 +179,11 @@ template <class E> struct Work {
                 }
                 store(scratch + LANES * v, power);
             }
-            sum += sum_of(part);
-            product_sum += sum_of(product);
+            sum.add(part);
+            product_sum.add(product);
         }
-        highest[lane] = maximum, total[lane] = finite ? sum : __builtin_nanf(""), products[lane] = product_sum;
+        highest[lane] = maximum, total[lane] = finite ? (float)sum.total() : __builtin_nanf("");
+        products[lane] = (float)product_sum.total();
     }
 
     void write_row(int lane, const Slope& found, E* row) {

@@ -68,15 +68,21 @@ __attribute__((always_inline)) inline void add_powers(Floats difference, Powers&
     }
 }
 
-// Sums of sums: 64 at a time, so that 32-bit sums of many classes stay as exact as those of few.
-inline void reduce(const float* difference, int64_t vectors, Powers& result) {
-    result.clear();
-    for (int64_t start = 0; start < vectors; start += 64) {
+struct Sums {
+    Sum total[PLACES], first[PLACES];
+};
+
+// 32 at a time, and these in float64: one number after another loses digits with each.
+inline void reduce(const float* difference, int64_t vectors, Sums& result) {
+    for (int64_t start = 0; start < vectors; start += 32) {
         Powers part;
         part.clear();
-        const int64_t end = start + 64 < vectors ? start + 64 : vectors;
+        const int64_t end = start + 32 < vectors ? start + 32 : vectors;
         for (int64_t v = start; v < end; ++v) add_powers(load(difference + LANES * v), part);
-        for (int p = 0; p < PLACES; ++p) { result.total[p] += part.total[p]; result.first[p] += part.first[p]; }
+        for (int p = 0; p < PLACES; ++p) {
+            result.total[p].add(part.total[p]);
+            if (wants_first(p)) result.first[p].add(part.first[p]);
+        }
     }
 }
 
@@ -126,7 +132,12 @@ template <class E> void reduce_lanes(const Rows<E>& rows, float* scratch, Tile& 
         }
     }
     FlushToZero flush;
-    reduce(scratch, classes, tile.powers);
+    Sums sums;
+    reduce(scratch, classes, sums);
+    for (int p = 0; p < PLACES; ++p) {
+        tile.powers.total[p] = sums.total[p].lanes();
+        tile.powers.first[p] = sums.first[p].lanes();
+    }
 }
 
 template <class E> void reduce_row(const Rows<E>& rows, int lane, float* scratch, Tile& tile) {
@@ -179,11 +190,11 @@ template <class E> void reduce_row(const Rows<E>& rows, int lane, float* scratch
         tile.shift[lane] = other;
     }
     FlushToZero flush;
-    Powers powers;
-    reduce(scratch, vectors, powers);
+    Sums sums;
+    reduce(scratch, vectors, sums);
     for (int p = 0; p < PLACES; ++p) {
-        tile.powers.total[p][lane] = sum_of(powers.total[p]);
-        if (wants_first(p)) tile.powers.first[p][lane] = sum_of(powers.first[p]);
+        tile.powers.total[p][lane] = (float)sums.total[p].total();
+        if (wants_first(p)) tile.powers.first[p][lane] = (float)sums.first[p].total();
     }
 }
 

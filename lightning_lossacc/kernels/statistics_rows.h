@@ -53,21 +53,6 @@ inline int half_of(int64_t total) {
     return (int)((int64_t)((uint64_t)(total ^ (total >> 17)) * 0x2C1B3C6Du) >> 33) & 1;
 }
 
-// A sum of float32 in float64, lane by lane.
-struct Sum {
-    Doubles low{}, high{};
-    inline void add(Floats value) {
-        HalfFloats first, second;
-        std::memcpy(&first, &value, sizeof first);
-        std::memcpy(&second, reinterpret_cast<const char*>(&value) + sizeof first, sizeof second);
-        low += __builtin_convertvector(first, Doubles);
-        high += __builtin_convertvector(second, Doubles);
-    }
-    double get() const {
-        return sum_lanes<double>(low + high);
-    }
-};
-
 inline int32_t target_flags(const Setup& setup, int64_t classes, int64_t target) {
     if (setup.has_ignore && target == setup.ignore_index) return IGNORED;
     if (target >= 0 && target < classes) return VALID;
@@ -195,7 +180,7 @@ inline void add_slice(Slice& slice, int64_t rows, const Sizes& sizes, const Part
         const int32_t* mask = column == MARGIN ? slice.has_margin : slice.valid;
         Sum sum;
         for (int64_t n = 0; n < rows; n += LANES) sum.add(load(mask + n) ? load(slice.columns[column] + n) : zero);
-        into.columns[column] = sum.get();
+        into.columns[column] = sum.total();
     }
     for (int t = 0; t < 2 * GRID_SIZE; ++t) {
         Sum first, second;
@@ -205,8 +190,8 @@ inline void add_slice(Slice& slice, int64_t rows, const Sizes& sizes, const Part
             first.add(valid & ~half ? value : zero);
             second.add(valid & half ? value : zero);
         }
-        into.grid[t] = first.get();
-        into.grid[2 * GRID_SIZE + t] = second.get();
+        into.grid[t] = first.total();
+        into.grid[2 * GRID_SIZE + t] = second.total();
     }
 }
 

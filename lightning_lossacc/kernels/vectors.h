@@ -46,7 +46,26 @@ template <class T, class Vector> inline T sum_lanes(Vector value) {
         for (int lane = 0; lane < step; ++lane) parts[lane] += parts[lane + step];
     return parts[0];
 }
-inline float sum_of(Floats value) { return sum_lanes<float>(value); }
+// A sum of float32 in float64, lane by lane.
+struct Sum {
+    Doubles low{}, high{};
+    inline void add(Floats value) {
+        HalfFloats first, second;
+        std::memcpy(&first, &value, sizeof first);
+        std::memcpy(&second, reinterpret_cast<const char*>(&value) + sizeof first, sizeof second);
+        low += __builtin_convertvector(first, Doubles);
+        high += __builtin_convertvector(second, Doubles);
+    }
+    double total() const { return sum_lanes<double>(low + high); }
+    Floats lanes() const {
+        const HalfFloats first = __builtin_convertvector(low, HalfFloats);
+        const HalfFloats second = __builtin_convertvector(high, HalfFloats);
+        Floats value;
+        std::memcpy(&value, &first, sizeof first);
+        std::memcpy(reinterpret_cast<char*>(&value) + sizeof first, &second, sizeof second);
+        return value;
+    }
+};
 inline bool any(Ints mask) {
     int64_t words[LANES / 2], found = 0;
     std::memcpy(words, &mask, sizeof words);
