@@ -56,21 +56,22 @@ def operations(case: Case, logits: Tensor, target: Tensor) -> tuple[dict[str, Ca
 
 
 def agreement(case: Case, logits: Tensor, target: Tensor, timed: dict[str, Callable[[], Tensor]]) -> Row:
-    """Largest differences of loss and gradient, the latter of the largest entry.
+    """Largest differences of loss and gradient from PyTorch's in float64, the latter of the largest entry; of PyTorch's
+    own as well, whose sum over 50 257 classes is off by 4e-6.
 
     Raises:
-        RuntimeError: if they are not the same; then there is nothing to compare.
+        RuntimeError: if ours are not the same; then there is nothing to compare.
     """
-    wanted = F.cross_entropy(logits, target).float()
+    exact = logits.detach().double().requires_grad_()
+    wanted = F.cross_entropy(exact, target)
+    (slope,) = torch.autograd.grad(wanted, exact)
     losses = [cross_entropy(logits, target, gradient=gradient) for gradient in ("backward", "forward")]
     loss = max((found - wanted).abs().item() for found in losses)
-    theirs = timed["cross_entropy"]().float()
-    largest = theirs.abs().max()
-    mine = [name for name in timed if name.startswith("ours")]
-    gradient = max(((timed[name]().float() - theirs).abs().max() / largest).item() for name in mine)
+    off = {name: ((make() - slope).abs().max() / slope.abs().max()).item() for name, make in timed.items()}
+    gradient = max(value for name, value in off.items() if name.startswith("ours"))
     if loss > LOSS_BOUND[case.dtype] or gradient > GRADIENT_BOUND[case.dtype]:
         raise RuntimeError(f"Expected the same loss and gradient, but they differ by {loss:g} and {gradient:g}.")
-    return {"loss": loss, "gradient": gradient}
+    return {"loss": loss, "gradient": gradient, "gradient of cross_entropy": off["cross_entropy"]}
 
 
 def peak_bytes(operation: Callable[[], Tensor]) -> int:

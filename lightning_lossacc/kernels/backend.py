@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lossacc.kernels import compiled, compiled_loss
-from lightning_lossacc.kernels.native import finds_compiler
+from lightning_lossacc.kernels.native import finds_compiler, is_plain
 from lightning_lossacc.kernels.plan import LARGEST_GRID
 from lightning_lossacc.sums import Layout
 
@@ -54,6 +54,8 @@ def choose(logits: Tensor, layout: Layout | None = None, requested: Backend = "a
     if requested != "triton" and (device.type == "cpu" or requested == "compiled"):
         if device.type != "cpu":
             obstacle = f"the logits are on a {device.type} device"
+        elif not is_plain(logits):
+            obstacle = f"logits of type {type(logits).__name__} that may have no memory are counted by PyTorch"
         elif layout is None:
             obstacle = compiled_loss.obstacle(logits.dtype)
         else:

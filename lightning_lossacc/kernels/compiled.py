@@ -93,14 +93,20 @@ def count(
     """Adds a batch as `count_rows` does; what is wanted of every row is written where `rows` says.
 
     Raises:
-        RuntimeError: if the vectors are on another device than the logits.
+        RuntimeError: if the vectors are on another device than the logits, or are not those of the layout.
     """
     if counts.device != logits.device or sums.device != logits.device:
         raise RuntimeError(
             f"Expected counts and sums to be on the device of the logits, {logits.device}, but they are on "
             f"{counts.device}; move the metric there."
         )
-    logits, target = logits.resolve_neg(), target.contiguous()
+    for vector, dtype, size in ((counts, torch.int64, layout.size_counts), (sums, torch.float64, layout.size_sums)):
+        if vector.dtype != dtype or vector.shape != (size,) or not vector.is_contiguous():
+            raise RuntimeError(
+                f"Expected vectors as `Layout.zeros` makes them, here {size} numbers of {dtype}, but got "
+                f"{tuple(vector.shape)} of {vector.dtype}."
+            )
+    logits, target = logits.resolve_neg(), native.side_by_side(target)
     source = native.source(logits, target)
     if layout.task == "binary":
         source.classes = 2
@@ -121,8 +127,9 @@ def _setup(layout: Layout) -> tuple[_Setup, Any]:
     steps = torch.tensor(margin_edges(), dtype=torch.float32)
     setup = _Setup(
         layout.task == "binary",
-        layout.ignore_index is not None,
-        layout.ignore_index or 0,
+        # No target can be a number beyond 64 bits.
+        layout.ignore_index is not None and -(2**63) <= layout.ignore_index < 2**63,
+        (layout.ignore_index or 0) if -(2**63) <= (layout.ignore_index or 0) < 2**63 else 0,
         layout.num_bins,
         min(layout.top_k, 2**31 - 1),
         layout.per_class,
@@ -146,7 +153,7 @@ def _load(layout: Layout) -> native.Loaded:
     plan = plan_of(layout)
     constants = {
         "GRID_SIZE": len(plan.grid),
-        "BETAS": ",".join(f"{beta!r}f" for beta in plan.betas),
+        "BETAS": ",".join(f"{float(beta)!r}f" for beta in plan.betas),
         "SOURCES": ",".join(map(str, plan.source)),
         "IN_GRID": ",".join(map(str, plan.grid or (-1,))),
         "ONE": plan.one,

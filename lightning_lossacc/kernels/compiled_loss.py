@@ -88,16 +88,16 @@ def _compute(
     grad: Tensor | None = None,
 ) -> None:
     # Kept by name until the call returns, since the structure holds addresses alone.
-    logits, target = logits.resolve_neg(), target.contiguous()
-    weight = None if weight is None else weight.to(torch.float32).contiguous()
-    row_scale = None if row_scale is None else row_scale.to(torch.float32).contiguous()
+    logits, target = logits.resolve_neg(), native.side_by_side(target)
+    weight = None if weight is None else native.side_by_side(weight.to(torch.float32))
+    row_scale = None if row_scale is None else native.side_by_side(row_scale.to(torch.float32))
     work = _Loss(
         native.source(logits, target),
         ignore_index,
         _address(weight),
         label_smoothing,
         _address(row_scale),
-        0 if row_scale is None or row_scale.ndim == 0 else 1,
+        0 if row_scale is None or row_scale.numel() == 1 else 1,
         _address(loss),
         _address(lse),
         _address(grad),

@@ -1,7 +1,7 @@
 // The cross-entropy of every row and its gradient, as `loss_reference.py` defines them, for a CPU.
 //
 // Either alone or both in one pass: LANES rows are read once, their powers stay in the cache until their sum is known. A
-// row's numbers depend on nothing but the row.
+// row's numbers depend on nothing but the row and how it lies in memory.
 #include "rows.h"
 
 extern "C" struct Loss {
@@ -96,7 +96,7 @@ template <class E> struct Work {
             Floats part{}, product{};
             for (int64_t c = start; c < end; ++c) {
                 const Floats difference = load(scratch + LANES * c) - highest;
-                const Floats power = difference < SMALLEST_EXPONENT ? Floats{} : exponential(difference);
+                const Floats power = vanishing_exponential(difference);
                 part += power;
                 if (loss.smoothing != 0) product += weight ? difference * weight[c] : difference;
                 store(scratch + LANES * c, power);
@@ -169,7 +169,7 @@ template <class E> struct Work {
             Floats part{}, product{};
             for (int64_t v = start; v < end; ++v) {
                 const Floats difference = row_vector(row, LANES * v, classes) - maximum;
-                const Floats power = difference < SMALLEST_EXPONENT ? Floats{} : exponential(difference);
+                const Floats power = vanishing_exponential(difference);
                 part += power;
                 if (loss.smoothing != 0) {
                     const bool rest = LANES * (v + 1) > classes;
@@ -251,7 +251,7 @@ template <class E> void compute_slice(const Loss& loss, const Cuts& cuts, int64_
 
 template <class E> void compute(const Loss& loss) {
     const Source& source = loss.source;
-    if (source.items * source.rows_per_item == 0) return;
+    if (source.items * source.rows_per_item * source.classes == 0) return;
     const Cuts cuts(source.items, source.rows_per_item, source.classes);
     double weights = (double)source.classes;
     if (loss.weight) {

@@ -51,9 +51,26 @@ class Loaded(NamedTuple):
     obstacle: str
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its memory: subclasses, and tensors that are zero by decree, may have none."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor._is_zerotensor()
+
+
+def side_by_side(tensor: Tensor) -> Tensor:
+    """The same numbers as they are to be read: contiguous, in memory, with their sign."""
+    return (tensor.clone() if tensor._is_zerotensor() else tensor).resolve_neg().contiguous()
+
+
 def source(logits: Tensor, target: Tensor) -> Source:
-    """What tells C++ where the numbers are; both tensors must outlive it."""
+    """What tells C++ where the numbers are; both tensors must outlive it.
+
+    Raises:
+        RuntimeError: if one of them has no memory.
+    """
     items, classes, rows_per_item = logits.shape
+    for tensor in (logits, target):
+        if tensor.numel() and not tensor.data_ptr():
+            raise RuntimeError(f"Expected tensors that hold numbers, but got a {type(tensor).__name__} without memory.")
     return Source(
         logits.data_ptr(),
         DTYPES[logits.dtype],
@@ -79,6 +96,14 @@ def load(name: str, definitions: tuple[str, ...] = ()) -> Loaded:
         name: such as `"statistics.cpp"`.
         definitions: such as `"-DGRID_SIZE=0"`.
     """
+    found = _find(name, definitions)
+    if "could not compile" in found.obstacle:
+        warnings.warn(f"lossacc counts by plain PyTorch: {found.obstacle}.", stacklevel=2)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _find(name: str, definitions: tuple[str, ...]) -> Loaded:
     if os.environ.get("LOSSACC_COMPILE", "1") == "0":
         return Loaded(None, "the environment variable LOSSACC_COMPILE is 0")
     if sys.platform not in ("linux", "darwin"):
@@ -90,16 +115,27 @@ def load(name: str, definitions: tuple[str, ...] = ()) -> Loaded:
     reason = ""
     for threads in THREADS:
         try:
-            return Loaded(ctypes.CDLL(str(_build(compiler, name, definitions, threads))), "")
+            return Loaded(_opened(compiler, name, definitions, threads), "")
         except (OSError, subprocess.SubprocessError) as error:
             reason = reason or _reason(error)
-    obstacle = f"{Path(compiler).name} could not compile for this machine ({reason})"
-    warnings.warn(f"lossacc counts by plain PyTorch: {obstacle}.", stacklevel=2)
-    return Loaded(None, obstacle)
+            if isinstance(error, subprocess.TimeoutExpired):
+                break
+    return Loaded(None, f"{Path(compiler).name} could not compile for this machine ({reason})")
+
+
+def _opened(compiler: str, name: str, definitions: tuple[str, ...], threads: tuple[str, ...]) -> ctypes.CDLL:
+    """The library, made anew if the one that was kept cannot be opened any more."""
+    made = _build(compiler, name, definitions, threads)
+    try:
+        return ctypes.CDLL(str(made))
+    except OSError:
+        made.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_build(compiler, name, definitions, threads)))
 
 
 def _reason(error: Exception) -> str:
-    text = str(getattr(error, "stderr", "") or error).strip()
+    status = f"exit status {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+    text = str(getattr(error, "stderr", "") or status).strip()
     return next((line for line in text.splitlines() if "error" in line), text.splitlines()[0] if text else repr(error))
 
 
@@ -120,7 +156,7 @@ def _build(compiler: str, name: str, definitions: tuple[str, ...], threads: tupl
         os.close(handle)
         try:
             command = [compiler, *FLAGS, *definitions, str(folder / name), "-o", made, *threads]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
             os.replace(made, kept)
         except BaseException:
             Path(made).unlink(missing_ok=True)
@@ -139,6 +175,9 @@ def _cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places = (Path(root) / "lightning_lossacc", Path(tempfile.gettempdir()) / f"lightning_lossacc-{user}")
     for folder in places:
+        # A user without a home would get a folder of that name wherever the program runs.
+        if not folder.is_absolute():
+            continue
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()
@@ -159,4 +198,4 @@ def _processor() -> str:
     except OSError:
         lines = []
     told = sorted({line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))})
-    return "\n".join([platform.machine(), platform.processor(), *told])
+    return "\n".join([platform.machine(), platform.processor(), "".join(platform.libc_ver()), torch.__version__, *told])

@@ -107,7 +107,8 @@ template <class E> struct Rows {
             for (int lane = 0; lane < LANES; ++lane) { into[lane] = 0; into[LANES + lane] = wide(data[offset[lane]]); }
             return;
         }
-        if (offset[LANES - 1] - offset[0] == LANES - 1 && row_stride == 1) {
+        // The last row that stands for missing ones may lie as far from the first as a whole vector's would.
+        if (count == LANES && offset[LANES - 1] - offset[0] == LANES - 1 && row_stride == 1) {
             for (int64_t c = 0; c < classes; ++c)
                 store(into + LANES * c, load_wide(data + offset[0] + c * class_stride));
             return;
@@ -144,7 +145,7 @@ struct Cuts {
     int64_t rows, parts, slices, total, rows_per_item;
     Cuts(int64_t items, int64_t rows_per_item, int64_t classes)
         : total(items * rows_per_item), rows_per_item(rows_per_item) {
-        rows = SLICE_LOGITS / classes;
+        rows = classes > 0 ? SLICE_LOGITS / classes : 1;
         rows = rows > SLICE_ROWS ? SLICE_ROWS : rows < 1 ? 1 : rows >= LANES ? rows / LANES * LANES : rows;
         parts = rows_per_item > rows ? (rows_per_item + rows - 1) / rows : 1;
         if (parts == 1) rows = rows / rows_per_item * rows_per_item;

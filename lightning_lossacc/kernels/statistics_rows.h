@@ -81,7 +81,7 @@ void write_rows(const Setup& setup, const Rows<E>& rows, const int32_t* by_targe
     const Ints shifted = tile.shift != 0.0f;
     const bool shifts = any(shifted);
     const Floats one = all(1.0f);
-    const Floats own = shifts ? exponential(-tile.shift) : one;
+    const Floats own = shifts ? vanishing_exponential(-tile.shift) : one;
     const Floats total = tile.powers.total[ONE] + own, first = tile.powers.first[ONE] - tile.shift * own;
     const Floats squares = tile.powers.total[TWO] + own * own;
     const Floats log_total = logarithm(total), margin = -tile.other;
@@ -93,7 +93,7 @@ void write_rows(const Setup& setup, const Rows<E>& rows, const int32_t* by_targe
     store(slice.columns[MARGIN] + at, margin);
     for (int t = 0; t < GRID_SIZE; ++t) {
         const int p = GRID[t];
-        const Floats own_power = shifts ? exponential(-BETA[p] * tile.shift) : one;
+        const Floats own_power = shifts ? vanishing_exponential(-BETA[p] * tile.shift) : one;
         const Floats sum = tile.powers.total[p] + own_power;
         store(slice.grid[t] + at, logarithm(sum) + BETA[p] * tile.shift);
         store(slice.grid[GRID_SIZE + t] + at, (tile.powers.first[p] - tile.shift * own_power) / sum + tile.shift);
@@ -309,7 +309,7 @@ inline void add_classes(const Setup& setup, const Batch& batch, const Cuts& cuts
 
 template <class E> void count_batch(const Setup& setup, const Batch& batch) {
     const Source& source = batch.source;
-    if (source.items * source.rows_per_item == 0) return;
+    if (source.items * source.rows_per_item * source.classes == 0) return;
     const Cuts cuts(source.items, source.rows_per_item, source.classes);
     const Sizes sizes(setup.bins);
     Round& round = own_round();

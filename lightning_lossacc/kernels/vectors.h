@@ -17,7 +17,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
 typedef double Doubles __attribute__((vector_size(4 * LANES)));
 
-// exp(-1e4 / 8) is 0, so that this stands for a logit of -inf in products such as e * d.
+// Stands for a logit of -inf in products such as e * d, where e has long been negligible.
 constexpr float LOWEST = -1.0e4f;
 constexpr float LARGEST = 3.4028234663852886e38f;
 // Below it exp leaves the normal numbers; what is added to a sum of at least 1 does not change it there.
@@ -87,6 +87,9 @@ inline Floats exponential(Floats x) {
     sum = sum * (rest * rest) + rest + 1.0f;
     return (Floats)((Ints)sum + ((Ints)shifted << 23));
 }
+
+// The same, and 0 where nothing but numbers that are not normal is left: for factors as large as one likes.
+inline Floats vanishing_exponential(Floats x) { return x < SMALLEST_EXPONENT ? Floats{} : exponential(x); }
 
 // log(x) for finite x > 0, within 1.5 units of the last place (Cephes, Moshier 1989).
 inline Floats logarithm(Floats x) {

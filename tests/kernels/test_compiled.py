@@ -6,6 +6,7 @@ What it computes is also checked against formulas: all of `test_reference.py` ru
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import mmap
 import os
@@ -105,7 +106,7 @@ def test_error_is_at_most_eager_pytorchs(num_classes: int) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(5000, 10), (300, 700), (3, 4, 5000), (400, 4, 7)])
+@pytest.mark.parametrize("shape", [(20000, 10), (2000, 700), (3, 4, 20000), (3000, 4, 7)])
 def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...]) -> None:
     logits, target = batch(*shape)
     kept, found = logits.clone(), []
@@ -124,6 +125,45 @@ def test_long_batches_are_taken_in_rounds() -> None:
     logits, target = batch(300_000, 3)
     assert_equals_reference(logits, target, Layout(3), "compiled")
     assert_equals_reference(logits.T[None].contiguous(), target[None], Layout(3), "compiled")
+
+
+@needs_compiler
+def test_few_rows_an_item() -> None:
+    """A last vector that is not full, whose rows may lie as far apart as those of a full one."""
+    for items, classes, rows in itertools.product(range(1, 10), range(2, 8), range(2, 12)):
+        logits, target = batch(items, classes, rows)
+        layout = Layout(classes, temperatures=())
+        found = vectors(logits, target, layout, "compiled")
+        wanted = vectors(logits, target, layout, "reference")
+        assert torch.equal(found[0], wanted[0])
+        torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("distance", [1e30, 1e37, 1e38])
+def test_what_is_beyond_all_powers_adds_nothing(distance: float) -> None:
+    """A target that is hopelessly far away: the others are certain, and the entropy is 0."""
+    logits = torch.tensor([[0.0, distance, 0.0]])
+    counts, sums = vectors(logits, torch.tensor([0]), Layout(3), "compiled")
+    assert Layout(3).parts(counts, sums)["entropy"].item() < 1e-30
+
+
+@needs_compiler
+def test_tensors_without_memory_are_left_to_pytorch() -> None:
+    """A tensor that is zero by decree, and one of a subclass; vectors that are not the layout's are refused."""
+    target, layout = torch.randint(0, 5, (8,)), Layout(5)
+    zero = torch._efficientzerotensor((8, 5))
+    assert kernels.choose(zero, layout).name == "reference"
+    assert_bitwise(vectors(zero, target, layout, "auto"), vectors(torch.zeros(8, 5), target, layout, "reference"))
+
+    class Own(Tensor):
+        pass
+
+    assert kernels.choose(torch.zeros(8, 5).as_subclass(Own), layout).name == "reference"
+    counts, sums = layout.zeros()
+    for wrong in ((counts, sums.float()), (counts[:-1], sums), (counts.repeat_interleave(2)[::2], sums)):
+        with pytest.raises(RuntimeError, match=r"Expected vectors as `Layout\.zeros` makes them"):
+            kernels.row_statistics(torch.zeros(8, 5), target, *wrong, layout, "compiled")
 
 
 @needs_compiler
@@ -216,7 +256,7 @@ def test_processors_with_shorter_vectors(processor: str, tmp_path: Path) -> None
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of what could be compiled before, and nothing is remembered of what cannot now."""
-    for room, name in ((compiled, "obstacle"), (native, "load"), (native, "_cache")):
+    for room, name in ((compiled, "obstacle"), (native, "load"), (native, "_find"), (native, "_cache")):
         monkeypatch.setattr(room, name, getattr(room, name).__wrapped__)
 
 
@@ -264,15 +304,18 @@ def test_what_was_compiled_is_kept(tmp_path: Path) -> None:
         "temperatures=()); metric.update(torch.zeros(2, 3), torch.tensor([0, 1])); "
         "print(metric.backend_for(torch.zeros(2, 3)).name)"
     )
-    stamps = []
-    for cache in (tmp_path, tmp_path, Path("/proc/nowhere")):
+    stamps: list[list[tuple[str, int]]] = []
+    for cache in (tmp_path, tmp_path, Path("/proc/nowhere"), tmp_path):
+        if len(stamps) == 3:
+            # What a full disk has cut off is made anew.
+            (tmp_path / "lightning_lossacc" / stamps[0][0][0]).write_bytes(b"")
         found = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True,
             env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache), "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         assert found.stdout == "compiled\n" and "lossacc" not in found.stderr
         stamps.append([(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "lightning_lossacc").iterdir()])
-    assert len(stamps[0]) == 1 and stamps[0] == stamps[1] == stamps[2]
+    assert len(stamps[0]) == 1 and stamps[0] == stamps[1] == stamps[2] != stamps[3]
     kept = tmp_path / f"lightning_lossacc-{os.getuid()}"
     assert [path.name for path in kept.iterdir()] == [stamps[0][0][0]]
 
