@@ -72,12 +72,12 @@ struct Sums {
     Sum total[PLACES], first[PLACES];
 };
 
-// 32 at a time, and these in float64: one number after another loses digits with each.
+// 64 at a time, and these in float64: one number after another loses digits with each.
 inline void reduce(const float* difference, int64_t vectors, Sums& result) {
-    for (int64_t start = 0; start < vectors; start += 32) {
+    for (int64_t start = 0; start < vectors; start += 64) {
         Powers part;
         part.clear();
-        const int64_t end = start + 32 < vectors ? start + 32 : vectors;
+        const int64_t end = start + 64 < vectors ? start + 64 : vectors;
         for (int64_t v = start; v < end; ++v) add_powers(load(difference + LANES * v), part);
         for (int p = 0; p < PLACES; ++p) {
             result.total[p].add(part.total[p]);
