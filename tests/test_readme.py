@@ -244,7 +244,9 @@ def test_pictures_exist_and_arguments_are_real() -> None:
     for path in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (ROOT / path).is_file(), path
     arguments = re.findall(r"LossAccuracyMonitor\((\w+)=", TEXT) + re.findall(r"`(\w+)=(?:\w*)`", TEXT)
-    arguments = [name for name in arguments if name not in ("backend", "LOSSACC", "auto_insert_metric_name")]
+    arguments = [
+        name for name in arguments if name not in ("backend", "LOSSACC", "LOSSACC_COMPILE", "auto_insert_metric_name")
+    ]
     assert {"train_probe", "watch", "alert", "report", "dirpath"} <= set(arguments)
     assert set(arguments) <= set(callback.LossAccuracyMonitor.__init__.__annotations__)
 
