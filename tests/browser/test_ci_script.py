@@ -1,4 +1,4 @@
-"""What CI runs installs the browser where it is missing, as root or with sudo, and says loudly when it cannot."""
+"""What CI runs installs browser and compiler where they are missing, as root or with sudo, or says that it cannot."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def machine(tmp_path: Path, user: int, commands: dict[str, str]) -> tuple[subpro
     return done, log.read_text(encoding="utf-8")
 
 
-# Writes down its call and, asked to install, puts a browser on the path.
+# Writes down its call and, asked to install, puts a browser and a compiler on the path.
 APT = """echo "apt-get $*" >> "$LOG"
-if [ "$1" = install ]; then printf '#!/bin/bash\\necho Chromium 1' > "$BIN/chromium"; chmod +x "$BIN/chromium"; fi"""
+if [ "$1" = install ]; then for name in chromium g++; do
+printf '#!/bin/bash\\necho Version 1' > "$BIN/$name"; chmod +x "$BIN/$name"; done; fi"""
 
 
 @pytest.mark.parametrize("user", [0, 1000], ids=["root", "sudo"])
@@ -48,14 +49,16 @@ def test_browser_is_installed_and_required(tmp_path: Path, user: int) -> None:
     assert done.returncode == 0, done.stderr
     calls = [line for line in log.splitlines() if line != "sudo"]
     assert calls[0] == "apt-get update"
-    assert calls[1].startswith("apt-get install --yes") and {"chromium", "fonts-dejavu-core"} <= set(calls[1].split())
+    assert calls[1].startswith("apt-get install --yes") and {"chromium", "fonts-dejavu-core", "g++"} <= set(
+        calls[1].split()
+    )
     assert calls[2:] == ["make test CI=true"]
     assert log.count("sudo") == (2 if user else 0)
 
 
 def test_browser_that_is_there_is_taken(tmp_path: Path) -> None:
     """Nothing is installed then, and no rights are asked for."""
-    done, log = machine(tmp_path, 1000, {"chromium": "echo Chromium 1"})
+    done, log = machine(tmp_path, 1000, {"chromium": "echo Chromium 1", "g++": "echo 12"})
     assert done.returncode == 0 and log == "make test CI=true\n"
 
 
