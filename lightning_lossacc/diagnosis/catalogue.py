@@ -118,8 +118,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "blow-up",
         "double-softmax",
         "learning-rate-too-high",
-        "dead-activations",
         "over-regularisation",
+        "dead-activations",
         "learning-rate-too-low",
         "validation-too-small",
         "label-mapping-mismatch",
@@ -136,8 +136,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "blow-up",
         "double-softmax",
         "learning-rate-too-high",
-        "dead-activations",
         "over-regularisation",
+        "dead-activations",
         "learning-rate-too-low",
         "train-eval-mismatch",
         "validation-mismatch",
@@ -164,7 +164,13 @@ ORDER: dict[str, tuple[str, ...]] = {
         "over-confidence",
         "under-confidence",
     ),
-    "oscillation": ("blow-up", "train-eval-mismatch", "validation-too-small", "learning-rate-too-high"),
+    "oscillation": (
+        "blow-up",
+        "train-eval-mismatch",
+        "validation-too-small",
+        "over-regularisation",
+        "learning-rate-too-high",
+    ),
     "plateau": (
         "learning-rate-too-high",
         "dead-activations",
@@ -183,6 +189,9 @@ ORDER: dict[str, tuple[str, ...]] = {
 # In files and loggers, not in the terminal: nothing is wrong, or nothing needs to be done now.
 INFO_CAUSES = ("confidence-growth", "scale-growth", "capacity-limit", "loss-mismatch")
 INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
+# Rows that do not go away: wrong labels stay the cause once they have been learnt by heart, and rows that contradict the
+# model once its confidence in all the others hides them.
+LASTING_CAUSES = ("label-noise", "hard-tail")
 # Ordinary unless a cause is found.
 NEEDS_CAUSE = (
     "loss-down-accuracy-flat",
@@ -207,15 +216,14 @@ def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
 
 def supersedes(event: str, cause: str, reported: str) -> bool:
     """Whether a first cause is news after the reported one: what comes earlier in the order of decision is, and what
-    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not, nor what is left
-    once wrong labels have been learnt by heart.
+    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
     """
     names = _order_of(event)
     if cause not in names:
         return False
     if reported not in names:
         return True
-    if reported != "label-noise" and heading_of(reported) in ("confidence", "generalisation"):
+    if reported not in LASTING_CAUSES and heading_of(reported) in ("confidence", "generalisation"):
         return True
     return names.index(cause) < names.index(reported)
 

@@ -164,7 +164,7 @@ class Diagnosis:
             return self._keep(key, self._event(opening, causes, level, "open", None), opening)
         before, size = known
         if opening.size >= 2 * size:
-            causes = _keep_first(causes, before.cause)
+            causes = _keep_first(opening.event, causes, before)
             return self._keep(key, self._event(opening, causes, level, "doubled", before.id), opening)
         louder = (before.level, level) == ("info", "warning") and not self._is_said(place, name, causes[0].cause)
         if self._is_revised(key, before, opening.event, causes[0].cause) or louder:
@@ -253,9 +253,16 @@ class Diagnosis:
         return event.with_text(advice, compose(event, evidence, best.epoch, "" if ahead is None else ahead.sentence))
 
 
-def _keep_first(causes: tuple[Cause, ...], reported: str) -> tuple[Cause, ...]:
-    """The causes with the reported one first, if it still holds: another one needs to last to take its place."""
-    return tuple(sorted(causes, key=lambda cause: cause.cause != reported))
+def _keep_first(name: str, causes: tuple[Cause, ...], before: Event) -> tuple[Cause, ...]:
+    """The causes with the reported one first, if it still holds or what was found now is its mere consequence: another
+    one needs to last to take its place.
+    """
+    kept = next((cause for cause in causes if cause.cause == before.cause), None)
+    if kept is None and before.cause != "unknown" and not supersedes(name, causes[0].cause, before.cause):
+        kept = before.causes[0]
+    if kept is None:
+        return causes
+    return (kept, *(cause for cause in causes if cause is not kept))
 
 
 def _why_unknown(opening: Opening) -> str:

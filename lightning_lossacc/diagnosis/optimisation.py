@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from lightning_lossacc.diagnosis.data import knows_classes, unlearned_spread
+from lightning_lossacc.diagnosis.data import knows_classes, nothing_learned, unlearned_spread
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 from lightning_lossacc.history import Record
@@ -15,6 +15,7 @@ from lightning_lossacc.history import Record
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
 RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
+JUMPING_RATIO = 1.4e-2
 LOW_RATIO, EVEN_RATIO, EVEN_EVALUATIONS = 3e-4, 6e-4, 10
 DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 # Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %, at most 10 % in 824 healthy
@@ -22,6 +23,8 @@ DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 KILLING_RATIO, BURST_RATIO = 4e-2, 0.2
 ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
+RULING_DROPOUT = 0.8  # little is learnt through fewer than a fifth of the units
+RECENT = 3  # evaluations whose median stands for now
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
 
@@ -90,7 +93,10 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
-    swing = _swing(recent) / level if level > 0 else 0.0
+    swing = _relative_swing(recent)
+    if ratio >= JUMPING_RATIO:
+        # The mean over the steps of an epoch smooths what weights that jump do to the very same rows.
+        swing = max(swing, _relative_swing([loss_of(record) for record in evidence.train_probe[-8:]]))
     prior = evidence.label_entropy
     # A training loss near zero has nothing left to lose; only one that matters can be too high.
     matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
@@ -230,7 +236,10 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     decay = evidence.context("weight_decay")
     if _shrunk(evidence):
         lines.append(f"norm of the weights {max(norms):.3g} → {norms[-1]:.3g}, weight decay {decay:.2g}")
-    if not lines and not evidence.temperature < 0.8:
+    # What has learnt nothing has no temperature; then only a penalty or a dropout beyond all use tells.
+    rules = (penalty >= nll or dropout >= RULING_DROPOUT) and nothing_learned(evidence) is not None
+    temperatures = evidence.column("temperature")[-RECENT:]
+    if not (lines or rules or evidence.temperature < 0.8 or (temperatures and median(temperatures) < 0.8)):
         return None
     if penalty >= 0.05 * nll:
         lines.append(
@@ -309,8 +318,8 @@ def silent_share(record: Record) -> float:
     return max(shares, default=math.nan)
 
 
-def _swing(values: list[float]) -> float:
-    """Median size of the swings: half the absolute second difference, which a smooth fall does not have."""
-    steps = [second - first for first, second in itertools.pairwise(values)]
+def _relative_swing(losses: list[float]) -> float:
+    """Median size of the swings over the level: half the absolute second difference, which a smooth fall has not."""
+    steps = [second - first for first, second in itertools.pairwise(losses)]
     turns = [abs(second - first) / 2 for first, second in itertools.pairwise(steps)]
-    return median(turns) if turns else 0.0
+    return median(turns) / median(losses) if turns and median(losses) > 0 else 0.0
