@@ -147,6 +147,7 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
     "double-softmax": (measurement.pass_logits,),
     "wrong-accuracy": (measurement.right_accuracy, measurement.compute_over_epoch),
     "train-eval-mismatch": (
+        measurement.same_answers,
         measurement.batch_norm,
         measurement.evaluation_mode,
         measurement.same_preprocessing,

@@ -47,6 +47,8 @@ class TrainProbe:
     Attributes:
         notes: what is to be said once.
         failure: why it is off; None while it works.
+        random_rows: share in [0, 1] of the first batch's rows that got other logits when asked again in eval mode, by
+            1 % of the largest and more; None until it was asked.
 
     Raises:
         TypeError: if `data` has no length or cannot be indexed.
@@ -70,6 +72,7 @@ class TrainProbe:
         self._user = user
         self.notes: list[str] = []
         self.failure: str | None = None
+        self.random_rows: float | None = None
         self._is_compared = False
         num_items = len(self._dataset)
         self.sampling = Sampling(num_items, num_items, self._batch_size, known=True, reason="")
@@ -103,6 +106,8 @@ class TrainProbe:
             batch = precision.convert_input(move_data_to_device(batch, device))
             with torch.no_grad(), precision.val_step_context():
                 captured = self._captured(module, batch, ignore_index)
+                if self.random_rows is None:
+                    self.random_rows = _differing(captured, self._captured(module, batch, ignore_index))
             state.begin_batch()
             state.add(captured, position.to(device))
             state.end_batch()
@@ -155,6 +160,15 @@ class TrainProbe:
 
 class _Unreadable(Exception):
     """Words that need no name of an exception."""
+
+
+def _differing(first: Captured, second: Captured) -> float:
+    """Share of rows whose logits differ by 1 % of the largest and more; rounding is far less, dropout far more."""
+    one, two = first.logits.float(), second.logits.float()
+    if one.shape != two.shape:
+        return 1.0
+    far = (one - two).abs() > 1e-2 * one.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    return far.flatten(1).any(1).float().mean().item() if far.ndim > 1 else far.float().mean().item()
 
 
 def _takes(module: LightningModule, count: int) -> bool:

@@ -28,7 +28,7 @@ class TrainRows:
 
     def __init__(self, probe: TrainProbe, settings: Settings) -> None:
         self._probe = probe
-        probe.failure = None
+        probe.failure = probe.random_rows = None
         self.state = StageState(STAGE, 0, settings, grid=True)
         self._references: dict[str, Any] = {}
         self._memory: Memory | None = None
@@ -67,7 +67,7 @@ class TrainRows:
             best = state.probe.references.get(BEST_VALIDATION)
             followed = summary(self._memory, items, best, state.probe.positions.tolist(), classes)
             arrays |= {"memory": followed} if followed else {}
-        context = {"num_classes": float(classes)}
+        context = {"num_classes": float(classes), "random_rows": self._probe.random_rows or 0.0}
         return records.make(trainer, STAGE, 0, state.complete, values, arrays, paired=paired, context=context)
 
     def keep(self, trainer: Trainer) -> None:

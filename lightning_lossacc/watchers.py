@@ -19,6 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_lossacc.activations import Activations
+from lightning_lossacc.modes import dropout_rate, training_layers
 from lightning_lossacc.normalisation import Normalisation
 from lightning_lossacc.readings import Reading
 from lightning_lossacc.training import is_decoupled
@@ -273,6 +274,7 @@ class Watcher:
             saturated_units: the same for the worst layer of bounded activations (|derivative| < 1e-4).
             watched_units: units of all layers behind these shares.
             dropout: largest probability.
+            training_layers: layers of dropout and batch normalisation that are in training mode at this call.
             batch_norm_layers, batch_norm_momentum: layers with running statistics, and their smallest momentum.
             batch_norm_drift: largest distance over these layers between the statistics of sampled batches and the
                 running ones, see `Normalisation`.
@@ -335,7 +337,8 @@ class Watcher:
         module = self._module() if self._module is not None else None
         if module is None:
             return {}
-        found = {"dropout": max(map(_dropout, module.modules())), **self._normalisation.settings()}
+        found = {"dropout": max(map(dropout_rate, module.modules())), **self._normalisation.settings()}
+        found["training_layers"] = training_layers(module)
         decays = [
             float(group["weight_decay"] or 0.0)
             for optimizer in filter(None, (reference() for reference in self._optimizers.values()))
@@ -361,15 +364,6 @@ def _of_ratios(steps: list[list[tuple[float, float]]]) -> dict[str, float]:
     if not medians:
         return {}
     return {"update_ratio": statistics.median(medians), "update_ratio_max": max(medians)}
-
-
-def _dropout(module: nn.Module) -> float:
-    """Probability of a layer that drops something, else 0."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return float(module.p)
-    if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.RNNBase) and module.num_layers > 1):
-        return float(module.dropout)
-    return 0.0
 
 
 def _is_whole(parameter: nn.Parameter) -> bool:

@@ -633,13 +633,14 @@ def test_label_noise_that_was_never_learnt(
     [
         ("label-noise", "under-confidence", False),  # what is left once they have been learnt
         ("label-noise", "over-regularisation", True),
-        ("hard-tail", "under-confidence", True),
+        ("hard-tail", "scale-growth", False),  # such rows do not go away
+        ("over-confidence", "under-confidence", True),
         ("unknown", "under-confidence", True),
         ("over-regularisation", "under-confidence", False),
     ],
 )
 def test_what_is_news_after_a_reported_cause(reported: str, cause: str, news: bool) -> None:
-    assert supersedes("loss-high-for-accuracy", cause, reported) is news
+    assert supersedes("loss-up-accuracy-flat", cause, reported) is news
 
 
 @pytest.mark.parametrize(
@@ -737,6 +738,21 @@ def test_units_that_learned_nothing_while_they_lived_are_not_the_reason(
 )
 def test_a_gap_that_the_size_of_the_logits_does_not_explain(other: Situation) -> None:
     assert RULES["train-eval-mismatch"](other.evidence()) is not None
+
+
+@pytest.mark.parametrize(
+    ("stage", "context"), [("val", {"training_layers": 2.0}), ("train_probe", {"random_rows": 0.5})]
+)
+def test_what_acts_in_evaluation_needs_no_gap(stage: str, context: Numbers) -> None:
+    quiet = SPLIT.but(probe={"nll": 0.35}, context={"training_layers": 0.0})
+    evidence = quiet.evidence()
+    assert RULES["train-eval-mismatch"](evidence) is None
+    if stage == "val":
+        evidence = quiet.but(context=context).evidence()
+    else:
+        probes = [replace(record, context=record.context | context) for record in evidence.train_probe]
+        evidence = replace(evidence, train_probe=probes)
+    assert RULES["train-eval-mismatch"](evidence) is not None
 
 
 def test_a_mismatch_of_modes_comes_before_what_moved_between_classes() -> None:

@@ -179,7 +179,7 @@ def test_records_have_references_memory_and_duplicates(tmp_path: Path) -> None:
         assert record.paired["nll"]["reference_epoch"] == own
     assert {best.paired["val-nll"]["reference_epoch"] for best in records[1:]} != {0}
     assert all(record.arrays["duplicates"] == pytest.approx(0.5, abs=0.03) for record in validations[1:])
-    assert records[0].context == {"num_classes": NUM_CLASSES}
+    assert records[0].context == {"num_classes": NUM_CLASSES, "random_rows": 0}
 
 
 def test_keys_are_logged_and_can_be_monitored(tmp_path: Path) -> None:

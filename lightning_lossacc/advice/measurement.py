@@ -81,8 +81,22 @@ def compute_over_epoch(measured: Measured) -> str:
     )
 
 
-def batch_norm(measured: Measured) -> str:
+def same_answers(measured: Measured) -> str | None:
+    """Layers that act in training only."""
+    layers, random = measured.context("training_layers"), measured.probe_context("random_rows")
+    if not (layers > 0 or random > 0):
+        return None
+    where = "in `validation_step` and the hooks around it" if layers > 0 else "in `forward` and what it calls"
+    return (
+        f"look {where} for `.train()`, for F.dropout(x, p) without `self.training` (it drops by default), and for "
+        "noise that is added in every mode: F.dropout(x, p, self.training), or nn.Dropout(p)"
+    )
+
+
+def batch_norm(measured: Measured) -> str | None:
     """Running statistics that fit the evaluation."""
+    if measured.context("batch_norm_layers") == 0 and same_answers(measured):
+        return None
     layers, momentum = measured.context("batch_norm_layers"), measured.context("batch_norm_momentum")
     counted = f" ({int(layers)} BatchNorm layers)" if layers > 0 else ""
     updates = measured.current.global_step

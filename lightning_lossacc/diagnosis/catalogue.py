@@ -80,7 +80,7 @@ EVENTS: dict[str, str] = {
     "non-finite": "rows have NaN or infinite logits",
     "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",
     "val-better-than-train": "validation rows score better than training rows in the same mode, or are the same rows",
-    "train-eval-gap": "training rows score far worse in eval mode than in train mode",
+    "train-eval-gap": "eval mode is far worse than train mode on training rows, or acts at random, or is not on",
 }
 
 _LOSS_UP = (
@@ -189,8 +189,8 @@ ORDER: dict[str, tuple[str, ...]] = {
 # In files and loggers, not in the terminal: nothing is wrong, or nothing needs to be done now.
 INFO_CAUSES = ("confidence-growth", "scale-growth", "capacity-limit", "loss-mismatch")
 INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
-# Rows that do not go away: wrong labels stay the cause once they have been learnt by heart, and rows that contradict the
-# model once its confidence in all the others hides them.
+# Rows that do not go away: wrong labels stay the cause once they have been learnt by heart, and rows that contradict
+# the model once its confidence in all the others hides them.
 LASTING_CAUSES = ("label-noise", "hard-tail")
 # Ordinary unless a cause is found.
 NEEDS_CAUSE = (

@@ -174,14 +174,20 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
         nats above, in each of the last three evaluations, although the weights are later ones; the NLL alone not where
         nothing normalises batches and a temperature above 1 explains it: then the training loss divides the logits.
         Without `train_probe=`: running statistics that stay half their size away from those of the batches, and
-        validation far behind.
+        validation far behind. Or, in any of the last evaluations: layers of dropout or batch normalisation were in
+        training mode, or the same training rows got other logits when they were asked a second time in eval mode.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
     Evidence it needs: `train_probe=`, or `watch` for batch normalisation.
-    What to do: a higher momentum of batch normalisation, larger batches, SyncBatchNorm, or another normalisation.
-    When it is wrong: with augmentation that makes training rows easier than the plain ones.
+    What to do: a higher momentum of batch normalisation, larger batches, SyncBatchNorm, or another normalisation; no
+        `self.train()` in an evaluation, and `F.dropout(x, p, self.training)`.
+    When it is wrong: with augmentation that makes training rows easier than the plain ones, and where answers are meant
+        to be random (Monte Carlo dropout).
     Reference: Ioffe and Szegedy 2015; Wu and Johnson 2021.
     """
+    acting = _acting(evidence)
+    if acting is not None:
+        return Cause("train-eval-mismatch", share=math.nan, evidence=(acting,))
     layers = evidence.context("batch_norm_layers")
     if not evidence.train_probe:
         return _drifting(evidence)
@@ -193,6 +199,20 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     if layers > 0:
         lines.append(f"{layers:.0f} layers of batch normalisation")
     return Cause("train-eval-mismatch", share=math.nan, evidence=tuple(lines))
+
+
+def _acting(evidence: Evidence) -> str | None:
+    """What acts in evaluation that should act in training only, in words."""
+    layers = evidence.context("training_layers")
+    if layers > 0:
+        return f"{layers:.0f} layers of dropout or batch normalisation were in training mode in this evaluation"
+    random = evidence.train_probe[-1].context.get("random_rows", 0.0) if evidence.train_probe else 0.0
+    if random > 0:
+        return (
+            f"{100 * random:.0f} % of the same training rows got other logits when asked again in eval mode: the "
+            "network answers at random"
+        )
+    return None
 
 
 def _drifting(evidence: Evidence) -> Cause | None:
