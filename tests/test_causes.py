@@ -24,7 +24,8 @@ from lightning_lossacc.diagnosis.catalogue import (
     supersedes,
 )
 from lightning_lossacc.diagnosis.changes import Opening
-from lightning_lossacc.diagnosis.engine import _why_unknown
+from lightning_lossacc.diagnosis.engine import _keep_first, _why_unknown
+from lightning_lossacc.diagnosis.event import Cause, Event
 from lightning_lossacc.diagnosis.evidence import Evidence
 from lightning_lossacc.history import Record
 from lightning_lossacc.trends import Verdict
@@ -203,6 +204,23 @@ FLAT_OUT = STATE.but(
     values={"nll": 2.31, "refinement_nll": 2.30, "accuracy": 0.11, "balanced_accuracy": 0.1},
     arrays=classes([100] * 10, [100] * 10, [11] * 10),
     probe={"accuracy": 0.12},
+)
+REPORTED = Event(
+    id="loss-up/val/0/10",
+    event="loss-up-accuracy-flat",
+    level="warning",
+    status="open",
+    stage="val",
+    loader=0,
+    epoch=1,
+    global_step=10,
+    reference_epoch=0,
+    reference_step=0,
+    onset_epoch=1,
+    num_rows=1000,
+    num_items=1000,
+    causes=(),
+    generalises="shown",
 )
 UNLIKE = FLAT_OUT.but(
     train=(2.0, 0.5, 0.2, 0.1),
@@ -650,6 +668,66 @@ def test_what_is_news_after_a_reported_cause(reported: str, cause: str, news: bo
 )
 def test_unrest_of_validation_names_the_rate(situation: Situation) -> None:
     assert RULES["learning-rate-too-high"](situation.evidence()) is not None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "probes", "named"),
+    [
+        (1.5e-2, (0.2, 0.3, 0.2, 0.3, 0.2, 0.3), True),
+        (1.5e-2, (0.3, 0.29, 0.28, 0.27, 0.26, 0.25), False),
+        (1.2e-2, (0.2, 0.3, 0.2, 0.3, 0.2, 0.3), False),
+    ],
+    ids=["jumps", "falls", "smaller updates"],
+)
+def test_weights_that_jump_are_seen_at_the_same_rows(ratio: float, probes: tuple[float, ...], named: bool) -> None:
+    """The mean over the steps of an epoch moves by a tenth, what the weights at its end give to its rows by a third."""
+    steps = UNREST.but(train=(0.5, 0.3, 0.33, 0.3, 0.33, 0.3), context={"update_ratio": ratio}, details={"swing": 0.2})
+    evidence = steps.but(probe={"nll": 0.3}).evidence()
+    rows = [replace(evidence.train_probe[0], values={"nll": loss}) for loss in probes]
+    assert (RULES["learning-rate-too-high"](replace(evidence, train_probe=rows)) is not None) is named
+
+
+@pytest.mark.parametrize(
+    ("context", "named"),
+    [
+        ({"dropout": 0.9}, True),
+        ({"dropout": 0.7}, False),
+        ({"penalty": 3.0}, True),
+        ({"penalty": 1.0}, False),
+    ],
+)
+def test_nothing_is_learnt_under_a_ruling_penalty_or_dropout(context: Numbers, named: bool) -> None:
+    """Outputs that say nothing have no temperature of their own, here 8; dead units are a consequence."""
+    nothing = FLAT_OUT.but(values={"temperature": 8.0}, context=context | {"dead_units": 0.95}, probe={"nll": 2.3})
+    causes = [cause.cause for cause in find_causes("accuracy-stuck", nothing.evidence())]
+    assert (causes[0] == "over-regularisation") is named and "dead-activations" in causes
+
+
+def test_swings_under_a_penalty_name_it_before_the_rate() -> None:
+    """Of weights that a penalty keeps small the same steps are large."""
+    swinging = UNREST.but(details={"swing": 0.3}, values={"temperature": 0.7}, context={"penalty": 0.5})
+    names = [cause.cause for cause in find_causes("oscillation", swinging.evidence())]
+    assert names == ["over-regularisation", "learning-rate-too-high"]
+    names = [cause.cause for cause in find_causes("oscillation", swinging.but(context={"penalty": 0.01}).evidence())]
+    assert names == ["learning-rate-too-high"]
+
+
+@pytest.mark.parametrize(
+    ("reported", "found", "first"),
+    [
+        ("learning-rate-too-high", ["over-confidence"], "learning-rate-too-high"),
+        ("learning-rate-too-high", ["over-confidence", "learning-rate-too-high"], "learning-rate-too-high"),
+        ("learning-rate-too-high", ["blow-up", "over-confidence"], "blow-up"),
+        ("over-confidence", ["overfitting"], "overfitting"),
+        ("unknown", ["over-confidence"], "over-confidence"),
+    ],
+)
+def test_a_doubled_report_keeps_its_cause_before_a_consequence(reported: str, found: list[str], first: str) -> None:
+    before = replace(REPORTED, causes=(Cause(reported, 1.0, ("then",)),))
+    causes = tuple(Cause(name, 1.0, ("now",)) for name in found)
+    kept = _keep_first("loss-up-accuracy-flat", causes, before)
+    assert kept[0].cause == first and kept[0].evidence == ("now" if first in found else "then",)
+    assert sorted({cause.cause for cause in kept}) == sorted({*found, first}) and len(kept) == len({*found, first})
 
 
 # Up and down by as much as the noise of a mean, at four times the level of before; half as far; up to almost nothing.
