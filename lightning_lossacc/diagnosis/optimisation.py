@@ -73,7 +73,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, doubles, or the validation loss swings with it. Or the network broke: 30 pp of the units of a
+        rises and swings, doubles, or the validation loss swings with it. From updates of 1.4 % on the swing is also
+        that of the train probe, the same rows after each epoch. Or the network broke: 30 pp of the units of a
         layer died after updates of 20 %, or of one that is dead after updates of 4 %, or 50 pp of it after one of 2 %;
         the loss stopped being a number after updates of 20 %; or all updates vanished at the same rate while the loss
         is that of guessing.
@@ -215,9 +216,10 @@ def dead_activations(evidence: Evidence) -> Cause | None:
 def over_regularisation(evidence: Evidence) -> Cause | None:
     """A penalty or dropout rules the weights: training rows are not learnt either, and confidence is too low.
 
-    What it finds: training and validation stand on one poor level; and either the best temperature is below 0.8 beside
-        a penalty of at least 5 % of the loss or dropout of at least 0.6, or weight decay has shrunk the weights to less
-        than a third of what they were.
+    What it finds: training and validation stand on one poor level; and either the best temperature is below 0.8, here
+        or in the median of three evaluations, beside a penalty of at least 5 % of the loss or dropout of at least 0.6;
+        or weight decay has shrunk the weights to less than a third of what they were; or nothing was learnt beside a
+        penalty above the loss itself or dropout of at least 0.8.
     Why it matters: more epochs do not help; the optimum of the penalised loss has been reached.
     Evidence it needs: `watch` for the penalty and dropout, and the training loss.
     What to do: a smaller weight decay or dropout, by the factor named.
