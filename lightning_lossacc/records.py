@@ -108,7 +108,9 @@ def probed(state: StageState, train_probe: StageState | None) -> dict[str, Any]:
 def logged(trainer: Trainer, stage: str) -> dict[str, float]:
     """The user's own loss and accuracy of this stage; read on every rank, since reading may reduce over ranks.
 
-    A name that says no stage counts where it was logged in this one, whose values Lightning shows last.
+    A name that says no stage counts where it was logged in this one, whose values Lightning shows last. What
+    is logged when the epoch ends comes after this: Lightning still shows the value of the evaluation before, which says
+    nothing of this one and is left out.
     """
     metrics = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lossacc/")}
     mine = {
@@ -116,19 +118,30 @@ def logged(trainer: Trainer, stage: str) -> dict[str, float]:
         for key, value in metrics.items()
         if ("loss" in key.lower() or "acc" in key.lower()) and value.numel() == 1
     }
-    own = _names_logged_now(trainer)
+    own, late = _names_logged_now(trainer)
     return {
         key: value
         for key, value in mine.items()
-        if any(word in key.lower() for word in STAGE_WORDS[stage])
-        or (_base(key) in own and not any(word in key.lower() for words in STAGE_WORDS.values() for word in words))
+        if _base(key) not in late
+        and (
+            any(word in key.lower() for word in STAGE_WORDS[stage])
+            or (_base(key) in own and not any(word in key.lower() for words in STAGE_WORDS.values() for word in words))
+        )
     }
 
 
-def _names_logged_now(trainer: Trainer) -> set[str]:
-    """Names that were logged in the loop that is running; Lightning keeps them in a private attribute."""
+def _names_logged_now(trainer: Trainer) -> tuple[set[str], set[str]]:
+    """Names that are logged in the loop that is running, and those of them that have no value in this run of it yet;
+    Lightning keeps them in a private attribute.
+    """
     results = getattr(trainer, "_results", None)
-    metas = [getattr(item, "meta", None) for item in (results.values() if isinstance(results, dict) else ())]
+    items = list(results.values()) if isinstance(results, dict) else []
+    known = _names(items)
+    return known, known - _names([item for item in items if not getattr(item, "has_reset", False)])
+
+
+def _names(items: Sequence[Any]) -> set[str]:
+    metas = [getattr(item, "meta", None) for item in items]
     names = {meta.name for meta in metas if hasattr(meta, "name")}
     return names | {meta.forked_name(False) for meta in metas if getattr(meta, "forked", False)}
 

@@ -133,6 +133,14 @@ def same_preprocessing(measured: Measured) -> str:
 
 def compare_sets(measured: Measured) -> str:
     """The same rows through both pipelines."""
+    probes = [record for record in measured.series if record.stage == "train_probe"]
+    if probes:
+        known = probes[-1].values.get("accuracy", math.nan)
+        return (
+            f"accuracy is {percent(known)} on training rows in eval mode, {percent(measured.value('accuracy'))} here: "
+            "print mean, std, range and labels of one batch of each set, and send training rows through the validation "
+            "loader, `trainer.validate(module, DataLoader(train_set))`"
+        )
     return (
         "send training rows through the validation loader, LossAccuracyMonitor(train_probe=True) or "
         "`trainer.validate(module, DataLoader(train_set))`: if they are as bad, look at order and weights of training, "

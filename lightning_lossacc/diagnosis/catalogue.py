@@ -68,6 +68,7 @@ EVENTS: dict[str, str] = {
     "loss-down-accuracy-down": "the loss fell and accuracy fell as well",
     "loss-down-accuracy-flat": "the loss fell and accuracy stayed within its margin",
     "accuracy-stuck": "accuracy never rose above chance, or does not move at all",
+    "little-learnt": "after ten evaluations 80 % of what the labels hold is still not known, of training rows too",
     "accuracy-equals-class-share": "accuracy is the share of one class, which nearly all rows are given to",
     "accuracy-hides-classes": "frequent classes carry the accuracy and rare ones are mostly missed",
     "class-shares-differ": "classes occur in other shares than in training, to the loss of validation",
@@ -76,7 +77,7 @@ EVENTS: dict[str, str] = {
     "oscillation": "the loss or accuracy keeps swinging by a large part of its level",
     "plateau": "the loss, or that after one temperature, has stopped moving far above zero",
     "spike": "one or two evaluations stood far above their surroundings and came back",
-    "dead-layer": "90 % of a layer's units give zero, or a flat end, on all sampled inputs; or huge steps killed 30 %",
+    "dead-layer": "90 % of a layer's units give zero, or a flat end, on all inputs; or 30 % died; or logits are equal",
     "non-finite": "rows have NaN or infinite logits",
     "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",
     "val-better-than-train": "validation rows score better than training rows in the same mode, or are the same rows",
@@ -129,6 +130,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "nothing-learned",
         "majority-collapse",
     ),
+    "little-learnt": ("over-regularisation", "learning-rate-too-low"),
     "accuracy-hides-classes": ("prior-shift", "class-imbalance"),
     "class-shares-differ": ("prior-shift",),
     "few-items": ("validation-too-small",),
@@ -201,6 +203,7 @@ NEEDS_CAUSE = (
     "train-eval-gap",
     "loss-high-for-accuracy",
     "dead-layer",
+    "little-learnt",
 )
 
 

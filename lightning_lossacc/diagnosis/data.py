@@ -14,6 +14,7 @@ COLLAPSED = 0.99  # share of predictions in one class
 SMALL_SET = 200
 TINY_SET = 50  # so few are always too few
 KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
+NAMED_APART, MOST_MOVED = 0.9, 0.75
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
 # By which training rows beat the share of their largest class when they were seen for the first time, at least and in
 # standard errors of as many independent rows.
@@ -225,9 +226,9 @@ def unlearned_spread(record: Record, prior: float) -> float:
 def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
     """The model knows the classes, but under other numbers than this data set.
 
-    What it finds: with each class renamed to the one that its rows are mostly given to, a permutation of the classes,
+    What it finds: with the classes renamed, each to another one and most rows to the class that they are given to,
         accuracy would be at least 10 pp (or 1 / C) higher: of the rows whose class is renamed 2.5 times as many would
-        be right, certainly.
+        be right, certainly, and at most 10 % of what the model keeps apart is lost by it.
     Why it matters: nothing is wrong with the model; the order of the classes differs between training and validation.
     Evidence it needs: the confusion table of the probe (C <= 64).
     What to do: build the class-to-index mapping once, on training data, and use it everywhere.
@@ -237,9 +238,11 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
     if not is_renamed(evidence.current):
         return None
     confusion = evidence.current.arrays["confusion"]
-    total, renamed = sum(map(sum, confusion)), sum(map(max, confusion))
+    total, naming = sum(map(sum, confusion)), _naming(confusion)
+    renamed = sum(confusion[place][name] for place, name in naming.items())
     right = sum(row[place] for place, row in enumerate(confusion))
-    names = ", ".join(f"{target}→{row.index(max(row))}" for target, row in _renamed_classes(confusion)[:5])
+    moved = [f"{place}→{name}" for place, name in sorted(naming.items()) if place != name]
+    names = ", ".join(moved[:5])
     return Cause(
         "label-mapping-mismatch",
         share=math.nan,
@@ -251,27 +254,42 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
 
 
 def is_renamed(record: Record) -> bool:
-    """Whether far more rows of the probe were right with each class renamed to the one that its rows are mostly given
-    to, and that is a permutation of the classes.
+    """Whether far more rows of the probe were right with the classes renamed, each to another one, and next to none of
+    what the model keeps apart is lost by it.
     """
     confusion = record.arrays.get("confusion") or []
-    # Of equal numbers the class's own.
-    places = [
-        place if row[place] == max(row) else row.index(max(row)) for place, row in enumerate(confusion) if sum(row)
-    ]
-    total = sum(map(sum, confusion))
-    if total < 30 or len(set(places)) < len(places):
+    if all(row[place] == max(row) for place, row in enumerate(confusion)):
+        return False
+    total, naming = sum(map(sum, confusion)), _naming(confusion)
+    kept = sum(confusion[place][name] for place, name in naming.items())
+    unnamed = sum(sum(row) > 0 for row in confusion) - len(naming)
+    if total < 30 or unnamed or kept < NAMED_APART * sum(map(max, confusion)):
         return False
     # Rows that are right under one naming only are the discordant pairs of McNemar's test.
-    gained = sum(max(row) for _, row in _renamed_classes(confusion))
-    lost = sum(row[place] for place, row in _renamed_classes(confusion))
-    least = min(0.10, 1 / len(places)) * total
+    moved = {place: name for place, name in naming.items() if place != name}
+    # Where a class goes to another one's name, most of them must have moved: one that spills over has no other name.
+    spills = any(confusion[place][name] < max(confusion[place]) for place, name in naming.items())
+    if spills and len(moved) < MOST_MOVED * len(naming):
+        return False
+    gained = sum(confusion[place][name] for place, name in moved.items())
+    lost = sum(confusion[place][place] for place in moved)
+    least = min(0.10, 1 / len(naming)) * total
     return gained - lost >= max(least, 1) and (gained - lost) ** 2 > 25 * (gained + lost) and gained > RENAMED * lost
 
 
-def _renamed_classes(confusion: list[list[int]]) -> list[tuple[int, list[int]]]:
-    """Classes whose rows are mostly given to another one, with their rows of the confusion table (C, C)."""
-    return [(place, row) for place, row in enumerate(confusion) if sum(row) and max(row) > row[place]]
+def _naming(confusion: list[list[int]]) -> dict[int, int]:
+    """A name of its own for each class that has rows: the largest entries of the table (C, C) first, of equal ones the
+    class's own.
+    """
+    entries = sorted(
+        ((count, place == name, place, name) for place, row in enumerate(confusion) for name, count in enumerate(row)),
+        reverse=True,
+    )
+    found: dict[int, int] = {}
+    for count, _, place, name in entries:
+        if sum(confusion[place]) and place not in found and name not in found.values() and (count or place == name):
+            found[place] = name
+    return found
 
 
 def validation_too_small(evidence: Evidence) -> Cause | None:

@@ -54,6 +54,7 @@ STATES: dict[str, Judge] = {
     "val-better-than-train": states.better_than_train,
     "train-eval-gap": states.train_eval_gap,
     "accuracy-stuck": states.stuck,
+    "little-learnt": states.little_learnt,
     "few-items": states.few_items,
     "accuracy-equals-class-share": states.class_share,
     "accuracy-hides-classes": states.hidden_classes,
@@ -96,7 +97,8 @@ class Diagnosis:
             return []
         newest = records[-1]
         # Another number of rows is another validation set, which is not compared.
-        series = [record for record in records if record.num_rows == newest.num_rows and math.isfinite(loss_of(record))]
+        rows = _rows(newest)
+        series = [record for record in records if _rows(record) == rows and math.isfinite(loss_of(record))]
         train, probe = history.series("train"), history.series("train_probe")
         since = self.over.get(f"{stage}/{loader}/loss-up", -1)
         stream = Stream(series, newest, train, probe, self.accuracy_margin, since)
@@ -251,6 +253,11 @@ class Diagnosis:
         advice = remedies(event.cause, current, best, (*series, *evidence.train_probe))
         event = event.with_text(advice, "")
         return event.with_text(advice, compose(event, evidence, best.epoch, "" if ahead is None else ahead.sentence))
+
+
+def _rows(record: Record) -> int:
+    """Rows of an evaluation, those among them that were not finite."""
+    return record.num_rows + record.arrays.get("excluded", {}).get("non_finite", 0)
 
 
 def _keep_first(name: str, causes: tuple[Cause, ...], before: Event) -> tuple[Cause, ...]:

@@ -191,6 +191,17 @@ class Evidence:
         return found[-1] if found else math.nan
 
     @property
+    def training_rise(self) -> float:
+        """By how much the loss of training rows rose since the reference, nats: of the steps of the epoch, or of the
+        probe, whichever rose more; 0 if neither is known.
+        """
+        ends, probes = (self.reference, self.current), {record.global_step: record for record in self.train_probe}
+        steps = [record.context.get("train_nll", math.nan) for record in ends]
+        rows = [loss_of(probes[record.global_step]) for record in ends if record.global_step in probes]
+        changes = [pair[1] - pair[0] for pair in (steps, rows) if len(pair) == 2]
+        return max((change for change in changes if math.isfinite(change)), default=0.0)
+
+    @property
     def train_doubt(self) -> tuple[str, ...]:
         """What speaks against a comparison of training steps with validation; empty with a train probe."""
         return () if self.train_probe else ("training rows were seen in train mode: augmentation is not excluded",)

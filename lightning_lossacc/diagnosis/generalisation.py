@@ -44,8 +44,8 @@ def overfitting(evidence: Evidence) -> Cause | None:
     """The loss rose and no temperature takes it back: the ranking of the classes got worse.
 
     What it finds: more than 50 % of the rise is left after one temperature, the 99 % interval of that share stays
-        above 25 %, and the loss of the training steps has not risen by half as much. From a log of scalars: accuracy is
-        down while the training loss still falls.
+        above 25 %, and the loss of the training steps, or of the train probe, has not risen by half as much. From a log
+        of scalars: accuracy is down while the training loss still falls.
     Why it matters: the model at the reference epoch is better, whatever is done to its probabilities.
     Evidence it needs: paired rows and the temperature grid; in a log of scalars accuracy and the training loss.
     What to do: keep the checkpoint with the lowest loss after one temperature; regularise, augment, more data.
@@ -59,8 +59,7 @@ def overfitting(evidence: Evidence) -> Cause | None:
     share, lowest_share, _ = evidence.refinement_share
     if evidence.is_static or not (share > OVERFITTING_SHARE and lowest_share > OVERCONFIDENCE_SHARE):
         return None
-    before, after = (record.context.get("train_nll", math.nan) for record in (evidence.reference, evidence.current))
-    if after - before > TRAIN_ROSE * evidence.nll_change:
+    if evidence.training_rise > TRAIN_ROSE * evidence.nll_change:
         return None
     lines = [f"after one temperature the loss still rose by {change:.4f} nats ({low:+.4f} … {high:+.4f})"]
     against = []

@@ -16,6 +16,7 @@ ACCURACY_TOLERANCE = 0.02
 LOSS_TOLERANCE = 0.05  # of the NLL
 LOSS_NATS = 0.02
 MIN_SUMMED = 4.0  # rows of a batch; other multiples of a loss are smaller
+RESAMPLED = 0.10  # total variation distance between class shares
 DRIFT = 0.5  # of the size of a statistic of batch normalisation
 KNOWN_ACCURACIES = ("accuracy", "balanced_accuracy", "top_k_accuracy")
 
@@ -192,7 +193,7 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     if not evidence.train_probe:
         return _drifting(evidence)
     pairs = list(zip(evidence.series[-3:], evidence.train_probe[-3:], strict=False))
-    if len(pairs) < 3 or not all(_is_worse(record, probe) for record, probe in pairs):
+    if len(pairs) < 3 or not all(_is_worse(record, probe) for record, probe in pairs) or _is_resampled(evidence):
         return None
     steps, rows = evidence.context("train_nll"), evidence.train_nll
     lines = [f"training rows: NLL {rows:.4f} in eval mode, {steps:.4f} in the steps of the same epoch"]
@@ -287,6 +288,17 @@ def _is_scale(record: Record, probe: Record) -> bool:
     refined, steps = probe.values.get("refinement_nll", math.nan), record.context.get("train_nll", math.nan)
     scaled = probe.values.get("temperature", 1.0) > 1 and refined <= 1.5 * steps
     return scaled and record.context.get("batch_norm_layers") == 0
+
+
+def _is_resampled(evidence: Evidence) -> bool:
+    """Whether the training steps have other class shares than the probe's rows: then a sampler is the reason."""
+    steps = evidence.current.arrays.get("train_classes") or []
+    table = evidence.train_probe[-1].arrays.get("classes", {})
+    rows = dict(zip(table.get("class", []), table.get("rows", []), strict=True))
+    if not sum(steps) or not sum(rows.values()) or set(rows) != set(range(len(steps))):
+        return False
+    shares = [(count / sum(steps), rows[place] / sum(rows.values())) for place, count in enumerate(steps)]
+    return sum(abs(one - two) for one, two in shares) / 2 > RESAMPLED
 
 
 def logged_keys(record: Record, word: str) -> list[str]:

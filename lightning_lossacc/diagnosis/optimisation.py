@@ -25,6 +25,9 @@ ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 RULING_DROPOUT = 0.8  # little is learnt through fewer than a fifth of the units
 RECENT = 3  # evaluations whose median stands for now
+CLAMPED_SHARE, CLAMPED_EVALUATIONS = 0.1, 10
+FORGOTTEN = 1.3  # times the lowest level of the training loss
+STOPPED_RATIO = 1e-5  # no weight moves by more in a hundred steps than by a thousandth
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
 
@@ -37,7 +40,8 @@ def blow_up(evidence: Evidence) -> Cause | None:
     Evidence it needs: the loss; the training loss where it is known.
     What to do: a lower learning rate, gradient clipping, warm-up; full precision for the loss; look at the batch at
         which it began.
-    When it is wrong: a validation loss alone that grows over many epochs is over-confidence or overfitting.
+    When it is wrong: a validation loss alone that grows over many epochs is over-confidence or overfitting. A loss that
+        began there and has only come down since is that of initial weights which are too large, and is left out.
     Reference: Pascanu et al. 2013; Goodfellow et al. 2016.
     """
     bad = evidence.current.arrays.get("excluded", {}).get("non_finite", 0)
@@ -49,6 +53,8 @@ def blow_up(evidence: Evidence) -> Cause | None:
     train = evidence.train_losses
     chance = math.log(evidence.num_classes) if evidence.num_classes else math.inf
     now = loss_of(evidence.current)
+    if _came_down(evidence):
+        return None
     if train and min(now, train[-1]) > 3 * chance:
         line = f"loss {now:.3g} here and {train[-1]:.3g} in training; guessing costs {chance:.3g}"
         return Cause("blow-up", 1.0, (line,))
@@ -73,11 +79,11 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, doubles, or the validation loss swings with it. From updates of 1.4 % on the swing is also
-        that of the train probe, the same rows after each epoch. Or the network broke: 30 pp of the units of a
-        layer died after updates of 20 %, or of one that is dead after updates of 4 %, or 50 pp of it after one of 2 %;
-        the loss stopped being a number after updates of 20 %; or all updates vanished at the same rate while the loss
-        is that of guessing.
+        rises and swings, doubles, or the validation loss swings with it; or it rises by 30 % after such updates. From
+        updates of 1.4 % on the swing is also that of the train probe, the same rows after each epoch. Or the network
+        broke: 30 pp of the units of a layer died after updates of 20 %, or of one that is dead after updates of 4 %, or
+        50 pp of it after one of 2 %; the loss stopped being a number after updates of 20 %; or all updates vanished at
+        the same rate while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -116,7 +122,10 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
         matters = both_swing = True
     if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
         return None
-    if not (ratio >= HIGH_RATIO or both_swing or soars or (swing > 0.3 and risen)):
+    # After large updates training itself is on its way back.
+    largest = max(evidence.context_column("update_ratio"), default=0.0)
+    forgets = largest >= HIGH_RATIO and median(recent[-3:]) > max(FORGOTTEN * earlier, 0.3 * prior)
+    if not (ratio >= HIGH_RATIO or both_swing or soars or forgets or (swing > 0.3 and risen)):
         return None
     lines = [f"training loss {min(recent):.3g} … {max(recent):.3g} in {len(recent)} evaluations, lowest {lowest:.3g}"]
     if math.isfinite(ratio):
@@ -165,7 +174,8 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
 
     What it finds: an update moves the weights by less than 0.03 % of their size (0.06 % where the loss of ten
         evaluations and more fell in a straight line) although most of the loss is still there, and neither the rate nor
-        the updates have ever been large.
+        the updates have ever been large. Or a rate that fell to a thousandth and less has moved nothing (0.001 %) for
+        ten evaluations and half of the run.
     Why it matters: the run looks like a plateau and is only slow.
     Evidence it needs: `watch` for the update-to-weight ratio.
     What to do: raise the rate by the factor named; a rate finder.
@@ -175,6 +185,9 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     prior, loss = evidence.label_entropy, evidence.value("refinement_nll")
     limit = EVEN_RATIO if _falls_evenly(evidence) else LOW_RATIO
+    stopped = _stopped(evidence) if loss > 0.5 * prior and evidence.train_nll > 0.5 * prior else None
+    if stopped is not None:
+        return Cause("learning-rate-too-low", share=math.nan, evidence=stopped)
     if not (0 < ratio < limit and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
         return None
     if rates and max(rates) > 3 * rates[-1]:
@@ -193,7 +206,8 @@ def dead_activations(evidence: Evidence) -> Cause | None:
     """Units that are zero, or saturated, on every input: no gradient passes, and nothing before them learns.
 
     What it finds: at least 90 % of the units of a layer gave zero, or a flat end of their activation, on all sampled
-        inputs since the last evaluation. Not the reason where nothing was learned at five evaluations before that.
+        inputs since the last evaluation. Not the reason where nothing was learned at five evaluations before that. Or
+        the largest logit of 10 % of the rows belongs to several classes at ten evaluations, of rows that differ.
     Why it matters: with the whole layer dead the output does not depend on the input; only the last biases learn.
     Evidence it needs: `watch`.
     What to do: leaky activations or GELU, initial values fit for the activation, a lower learning rate, a normalisation
@@ -201,6 +215,13 @@ def dead_activations(evidence: Evidence) -> Cause | None:
     When it is wrong: a sparse network has many zeros in a batch; a unit counts only if it is zero on all of them.
     Reference: Lu et al. 2019 (dying ReLU); Glorot and Bengio 2010 (saturation).
     """
+    if is_clamped(evidence.series):
+        rows = evidence.current.num_rows
+        equal = evidence.current.arrays["excluded"]["ties"]
+        line = f"of {equal} of {rows} rows several classes have the same largest logit, to the last bit"
+        return Cause(
+            "dead-activations", share=math.nan, evidence=(line, "logits that a ReLU or a clamp cuts off are so")
+        )
     dead, saturated = evidence.recent_context("dead_units", 2), evidence.recent_context("saturated_units", 2)
     share, what = max(
         ((dead, "zero"), (saturated, "saturated")), key=lambda pair: pair[0] if pair[0] == pair[0] else -1
@@ -216,10 +237,11 @@ def dead_activations(evidence: Evidence) -> Cause | None:
 def over_regularisation(evidence: Evidence) -> Cause | None:
     """A penalty or dropout rules the weights: training rows are not learnt either, and confidence is too low.
 
-    What it finds: training and validation stand on one poor level; and either the best temperature is below 0.8, here
-        or in the median of three evaluations, beside a penalty of at least 5 % of the loss or dropout of at least 0.6;
-        or weight decay has shrunk the weights to less than a third of what they were; or nothing was learnt beside a
-        penalty above the loss itself or dropout of at least 0.8.
+    What it finds: training and validation stand on one poor level; and either the best temperature is below 0.8 (where
+        the loss swings, here or in the median of three evaluations) beside a penalty of at least 5 % of the loss or
+        dropout of at least 0.6; or weight decay has shrunk the weights to less than a third of what they were; or
+        nothing was learnt, or next to nothing at ten evaluations, beside a penalty above the loss and ln C, or dropout
+        of at least 0.8.
     Why it matters: more epochs do not help; the optimum of the penalised loss has been reached.
     Evidence it needs: `watch` for the penalty and dropout, and the training loss.
     What to do: a smaller weight decay or dropout, by the factor named.
@@ -239,9 +261,17 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     if _shrunk(evidence):
         lines.append(f"norm of the weights {max(norms):.3g} → {norms[-1]:.3g}, weight decay {decay:.2g}")
     # What has learnt nothing has no temperature; then only a penalty or a dropout beyond all use tells.
-    rules = (penalty >= nll or dropout >= RULING_DROPOUT) and nothing_learned(evidence) is not None
-    temperatures = evidence.column("temperature")[-RECENT:]
-    if not (lines or rules or evidence.temperature < 0.8 or (temperatures and median(temperatures) < 0.8)):
+    little = "little_learnt" in evidence.details
+    chance = math.log(evidence.num_classes or 1)
+    rules = (penalty >= max(nll, chance) or dropout >= RULING_DROPOUT) and (
+        little or nothing_learned(evidence) is not None
+    )
+    if little and not rules:
+        return None
+    temperature = evidence.temperature
+    if "swing" in evidence.details:
+        temperature = min(temperature, median(evidence.column("temperature")[-RECENT:] or [math.inf]))
+    if not (lines or rules or temperature < 0.8):
         return None
     if penalty >= 0.05 * nll:
         lines.append(
@@ -259,6 +289,30 @@ def _shrunk(evidence: Evidence) -> bool:
     """Whether weight decay has shrunk the weights to less than a third of what they were."""
     norms = evidence.context_column("weight_norm")
     return evidence.context("weight_decay") >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3
+
+
+def _stopped(evidence: Evidence) -> tuple[str, str] | None:
+    """That a schedule ended long ago, in words: for ten evaluations and half of the run nothing has moved."""
+    ratios = [record.context.get("update_ratio", math.nan) for record in evidence.series]
+    count = max(EVEN_EVALUATIONS, len(ratios) // 2)
+    rates = evidence.context_column("learning_rate")
+    if len(ratios) < count or not rates or not rates[-1] <= 1e-3 * max(rates):
+        return None
+    if not all(ratio < STOPPED_RATIO for ratio in ratios[-count:]):
+        return None
+    return (
+        f"for {count} evaluations an update has moved the weights by at most {100 * max(ratios[-count:]):.2g} % of "
+        "their size (usual: 0.1 %)",
+        f"learning rate {max(rates):.3g} → {rates[-1]:.3g} in {len(rates)} evaluations: a schedule of epochs that is "
+        "stepped for each batch ends so",
+    )
+
+
+def _came_down(evidence: Evidence) -> bool:
+    """Whether the loss has been highest at the first evaluation and is lowest now, in training as well."""
+    losses, train = [loss_of(record) for record in evidence.series], evidence.train_losses
+    falls = [values[-1] <= min(values) and values[0] >= max(values) for values in (losses, train) if len(values) > 1]
+    return len(losses) > 1 and all(falls)
 
 
 def _falls_evenly(evidence: Evidence) -> bool:
@@ -312,6 +366,18 @@ def killed_share(series: Sequence[Record], count: int) -> float:
     """`died_share` where updates were as large as only steps that are far too long are; else 0."""
     highest = max((record.context.get("update_ratio", 0.0) for record in series), default=0.0)
     return died_share(series, count) if highest >= BURST_RATIO else 0.0
+
+
+def is_clamped(series: Sequence[Record]) -> bool:
+    """Whether for some evaluations the largest logit of many rows has belonged to several classes, exactly, and the
+    network tells rows apart: the last layer is cut off.
+    """
+    last = series[-CLAMPED_EVALUATIONS:]
+    ties = [record.arrays.get("excluded", {}).get("ties", 0) for record in last]
+    return len(last) == CLAMPED_EVALUATIONS and all(
+        count >= CLAMPED_SHARE * record.num_rows and knows_classes(record)
+        for count, record in zip(ties, last, strict=True)
+    )
 
 
 def silent_share(record: Record) -> float:

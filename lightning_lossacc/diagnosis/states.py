@@ -22,7 +22,7 @@ from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
-from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, killed_share, silent_share
+from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, is_clamped, killed_share, silent_share
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
@@ -35,6 +35,7 @@ HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
 DEAD_EVALUATIONS = 3
+LEFT_SHARE = 0.8  # of the entropy of the labels
 
 
 def class_share(stream: Stream, known: Event | None) -> Opening | None:
@@ -168,6 +169,20 @@ def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
     return Opening("train-eval-gap", evidence, last.epoch)
 
 
+def little_learnt(stream: Stream, known: Event | None) -> Opening | None:
+    """Most of the entropy of the labels is left after ten evaluations, on training rows as well."""
+    evidence, series = stream.state, stream.series
+    left = LEFT_SHARE * evidence.label_entropy
+    if len(series) < STUCK_EVALUATIONS or not evidence.train_nll > left:
+        return None
+    # A collapse has a name of its own.
+    if series[-1].values.get("predicted_majority_rate", 1.0) >= COLLAPSED:
+        return None
+    if not all(record.values.get("refinement_nll", 0.0) > left for record in series):
+        return None
+    return Opening("little-learnt", replace(evidence, details={"little_learnt": 1.0}), series[0].epoch)
+
+
 def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     """Hardly a unit of some layer has answered any input for some evaluations, or many were killed by huge updates."""
     # With every unit of the network dead nothing can come back; one layer may.
@@ -177,7 +192,8 @@ def dead_layer(stream: Stream, known: Event | None) -> Opening | None:
     shares = [silent_share(record) for record in series]
     if len(shares) < enough:
         return None
-    if not (all(share >= DEAD_SHARE for share in shares) or killed_share(stream.series, LASTING) >= DIED_SHARE):
+    killed = killed_share(stream.series, LASTING) >= DIED_SHARE
+    if not (all(share >= DEAD_SHARE for share in shares) or killed or is_clamped(stream.series)):
         return None
     evidence = replace(stream.state, details={"dead_evaluations": float(len(series))})
     return Opening("dead-layer", evidence, series[0].epoch)
