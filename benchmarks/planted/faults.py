@@ -255,12 +255,14 @@ FAULTS: dict[str, Callable[[Plan], Plan]] = {
 # weights that cost accuracy cost loss; and where sequences, point sets or pairs of categories are learnt, accuracy
 # rises for as long as confidence, and what is learnt by heart of sequences is wrong.
 IMPOSSIBLE = {
+    ("capacity-limit", "brainwaves-power"),
     ("capacity-limit", "cells-mlp"),
     ("capacity-limit", "choices-wide"),
     ("capacity-limit", "marks-lstm"),
     ("capacity-limit", "smears-pooling"),
     ("capacity-limit", "soils-fourier"),
     ("capacity-limit", "visits-transformer"),
+    ("class-trade-off", "brainwaves-power"),
     ("class-trade-off", "calls-squeeze"),
     ("class-trade-off", "cells-mlp"),
     ("class-trade-off", "choices-wide"),

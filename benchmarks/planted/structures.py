@@ -1,4 +1,4 @@
-"""The networks of the part that is reported: for smears, spectra, winds, soils and spikes.
+"""Networks of a third earlier report: for smears, spectra, winds, soils and spikes.
 
 Hidden layers keep their units in the second dimension, as convolutions do. Legend: N rows, P cells of a smear,
 F features, C classes, L steps, Q questions.

@@ -1,4 +1,4 @@
-"""The generators of the part that is reported: smears, spectra, winds, soils and spikes.
+"""Generators of a third earlier report: smears, spectra, winds, soils and spikes.
 
 Legend: N rows, P cells of a smear, F features, C classes, L steps of a sequence, K sites to choose from.
 """
