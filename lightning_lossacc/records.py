@@ -105,12 +105,14 @@ def probed(state: StageState, train_probe: StageState | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
-def logged(trainer: Trainer, stage: str) -> dict[str, float]:
+def logged(trainer: Trainer, stage: str) -> tuple[dict[str, float], dict[str, float]]:
     """The user's own loss and accuracy of this stage; read on every rank, since reading may reduce over ranks.
 
-    A name that says no stage counts where it was logged in this one, whose values Lightning shows last. What
-    is logged when the epoch ends comes after this: Lightning still shows the value of the evaluation before, which says
-    nothing of this one and is left out.
+    A name that says no stage counts where it was logged in this one, whose values Lightning shows last. What is logged
+    when the epoch ends comes after this: Lightning still shows the value of the evaluation before.
+
+    Returns:
+        What is of this evaluation, and what is of the one before.
     """
     metrics = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lossacc/")}
     mine = {
@@ -119,15 +121,14 @@ def logged(trainer: Trainer, stage: str) -> dict[str, float]:
         if ("loss" in key.lower() or "acc" in key.lower()) and value.numel() == 1
     }
     own, late = _names_logged_now(trainer)
-    return {
+    found = {
         key: value
         for key, value in mine.items()
-        if _base(key) not in late
-        and (
-            any(word in key.lower() for word in STAGE_WORDS[stage])
-            or (_base(key) in own and not any(word in key.lower() for words in STAGE_WORDS.values() for word in words))
-        )
+        if any(word in key.lower() for word in STAGE_WORDS[stage])
+        or (_base(key) in own and not any(word in key.lower() for words in STAGE_WORDS.values() for word in words))
     }
+    now = {key: value for key, value in found.items() if _base(key) not in late}
+    return now, {key: value for key, value in found.items() if key not in now}
 
 
 def _names_logged_now(trainer: Trainer) -> tuple[set[str], set[str]]:

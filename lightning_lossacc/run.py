@@ -269,13 +269,15 @@ class Run:
         watched: dict[str, float],
     ) -> list[Record]:
         """The records of the loaders of a stage, and of their union."""
-        logged, name = records.logged(trainer, stage), self.name(trainer, stage)
+        (logged, late), name = records.logged(trainer, stage), self.name(trainer, stage)
         context, train_classes = ({}, []) if train is None else training.measured(train)
         context |= watched
         found = []
         for state in states:
             if state.layout is None:
                 continue
+            for before in self.history.series(name, state.loader, complete=False)[-1:]:
+                before.logged.update(late)
             values, arrays = state.values(), state.arrays()
             paired, own = {}, {}
             if name == "val":

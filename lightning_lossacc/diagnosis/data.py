@@ -14,7 +14,7 @@ COLLAPSED = 0.99  # share of predictions in one class
 SMALL_SET = 200
 TINY_SET = 50  # so few are always too few
 KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
-NAMED_APART, MOST_MOVED = 0.9, 0.75
+NAMED_APART, MOST_MOVED = 0.8, 0.75
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
 # By which training rows beat the share of their largest class when they were seen for the first time, at least and in
 # standard errors of as many independent rows.
@@ -228,7 +228,7 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
 
     What it finds: with the classes renamed, each to another one and most rows to the class that they are given to,
         accuracy would be at least 10 pp (or 1 / C) higher: of the rows whose class is renamed 2.5 times as many would
-        be right, certainly, and at most 10 % of what the model keeps apart is lost by it.
+        be right, certainly, and at most 20 % of what the model keeps apart is lost by it.
     Why it matters: nothing is wrong with the model; the order of the classes differs between training and validation.
     Evidence it needs: the confusion table of the probe (C <= 64).
     What to do: build the class-to-index mapping once, on training data, and use it everywhere.

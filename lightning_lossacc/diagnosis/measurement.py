@@ -81,7 +81,7 @@ def wrong_accuracy(evidence: Evidence) -> Cause | None:
         accuracies of which one is that of these logits, the others are taken for other heads, classes or k.
     Reference: torchmetrics documentation (Detlefsen et al. 2022).
     """
-    last = evidence.series[-3:]
+    last = _with_logs(evidence, "acc")
     if len(last) < 3:
         return None
     # Probabilities of the second of two classes are all above 0, where a logit decides; your accuracy knows better.
@@ -122,7 +122,7 @@ def loss_mismatch(evidence: Evidence) -> Cause | None:
         accuracy may be macro or top-k.
     Reference: Szegedy et al. 2016 (smoothing); Lin et al. 2017 (focal loss).
     """
-    last = evidence.series[-3:]
+    last = _with_logs(evidence, "loss")
     if len(last) < 3:
         return None
     if "nll" not in last[-1].values:
@@ -309,6 +309,14 @@ def logged_keys(record: Record, word: str) -> list[str]:
         for key in found
         if "/dataloader_idx_" not in key or key.endswith(f"/dataloader_idx_{max(record.loader, 0)}")
     ]
+
+
+def _with_logs(evidence: Evidence, word: str) -> Sequence[Record]:
+    """The last three evaluations of which the user's own number can be known: what is logged when an epoch ends is
+    known of the one before only.
+    """
+    series = evidence.series
+    return series[-3:] if len(series) < 2 or logged_keys(series[-1], word) else series[-4:-1]
 
 
 def _fraction(value: float) -> float:

@@ -1,0 +1,93 @@
+"""What a module logs when its epoch ends is compared with the evaluation that it is of, not with the next one.
+
+Lightning shows the value of the evaluation before while ours is being written. Proved here: sound modules that log so
+get no word, of an accuracy or of a loss; an accuracy that is never reset is found; values logged in the step stay those
+of this evaluation; the evaluation before gets its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from lightning.pytorch import seed_everything
+from torch import Tensor
+
+from tests.modules import NUM_CLASSES, QUIET, Plain, loader, monitor, trainer
+
+pytestmark = QUIET
+
+
+class AtTheEnd(Plain):
+    """Updates a metric in the step and logs what it computes at the end, as torchmetrics' documentation has it."""
+
+    resets = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=NUM_CLASSES)
+        self.losses: list[Tensor] = []
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loss = self.loss("val", batch)
+        self.log("val_loss", loss)
+        self.losses.append(loss)
+        self.accuracy.update(self.seen["val"][-1][0], batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_acc", self.accuracy.compute())
+        self.log("val_loss_end", torch.stack(self.losses).mean())
+        self.losses.clear()
+        if self.resets:
+            self.accuracy.reset()
+
+
+class NeverReset(AtTheEnd):
+    resets = False
+
+
+class InTheStep(AtTheEnd):
+    """Logs the metric itself, which Lightning computes."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("val_acc", self.accuracy)
+
+    def on_validation_epoch_end(self) -> None:
+        self.losses.clear()
+
+
+def fit(path: Path, module: Plain, epochs: int = 12) -> Any:
+    seed_everything(3, verbose=False)
+    watch = monitor()
+    trainer(path, watch, max_epochs=epochs, num_sanity_val_steps=2).fit(
+        module, loader(200, shuffle=True), loader(200, seed=3)
+    )
+    return watch
+
+
+@pytest.mark.parametrize("module", [AtTheEnd, InTheStep])
+def test_sound_modules_get_no_word(module: type[Plain], tmp_path: Path) -> None:
+    watch = fit(tmp_path, module(rate=0.2))
+    accuracies = watch.history.column("accuracy")
+    assert max(abs(one - two) for one, two in itertools.pairwise(accuracies)) > 0.03, "it moves"
+    assert [event for event in watch.events if event.event == "logged-differs"] == []
+
+
+def test_values_are_of_their_own_evaluation(tmp_path: Path) -> None:
+    records = fit(tmp_path, AtTheEnd(rate=0.2), 6).history.series("val")
+    for record in records[:-1]:
+        assert record.logged["val_acc"] == pytest.approx(record.values["accuracy"], abs=1e-6)
+        assert record.logged["val_loss_end"] == pytest.approx(record.values["nll"], rel=0.05)
+    assert all(record.logged["val_loss"] == pytest.approx(record.values["nll"], rel=1e-4) for record in records)
+    assert set(records[-1].logged) == {"val_loss"}, "the last evaluation's is not there yet"
+
+
+def test_an_accuracy_that_is_never_reset_is_found(tmp_path: Path) -> None:
+    watch = fit(tmp_path, NeverReset(rate=0.05), 14)
+    (event,) = [event for event in watch.events if event.event == "logged-differs" and event.status == "open"]
+    assert event.cause == "wrong-accuracy" and event.causes[0].evidence[0].startswith("your val_acc is ")
