@@ -136,6 +136,7 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
         optimisation.precision,
     ),
     "dead-activations": (
+        optimisation.free_logits,
         optimisation.leaky_activation,
         optimisation.initial_values,
         optimisation.lower_learning_rate,

@@ -262,3 +262,15 @@ def test_a_probe_that_is_there_is_not_asked_for() -> None:
     ]
     assert "84.5 % on training rows in eval mode, 20.0 % here" in texts[0] and "train_probe=True" not in texts[0]
     assert "train_probe=True" in texts[1]
+
+
+def test_remedies_of_a_schedule_that_ended_and_of_logits_that_are_cut_off() -> None:
+    ended = run(LITTLE, 12, learning_rate=[1e-2 * 0.1**place for place in range(12)])
+    first = remedies("learning-rate-too-low", ended.current, ended.current, ended.series)[0]
+    assert "the rate fell from 0.01 to 1e-13 in 12 evaluations" in first and '"interval": "epoch"' in first
+    steady = run(LITTLE, 12, learning_rate=[1e-5] * 12)
+    assert "raise" in remedies("learning-rate-too-low", steady.current, steady.current, steady.series)[0]
+    cut = CUT.evidence().current
+    assert "no nn.ReLU, clamp or rounding" in remedies("dead-activations", cut, cut)[0]
+    few = CUT.but(arrays={"excluded": {"ties": 90}}).evidence().current
+    assert "no nn.ReLU" not in " ".join(remedies("dead-activations", few, few))

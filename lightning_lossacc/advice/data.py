@@ -6,6 +6,7 @@ import math
 
 from lightning_lossacc.advice.measured import CONFIRM, SHOWN_CLASSES, Measured, listed, number, percent
 from lightning_lossacc.floors import label_entropy
+from lightning_lossacc.renaming import one_to_one
 
 
 def class_weights(measured: Measured) -> str:
@@ -218,18 +219,7 @@ def label_mapping(confusion: list[list[float]]) -> tuple[list[int], float] | Non
     Returns:
         None without rows, or if no class would get another number.
     """
-    total = sum(map(sum, confusion))
-    cells = sorted(
-        ((rows, -target, -predicted) for target, line in enumerate(confusion) for predicted, rows in enumerate(line)),
-        reverse=True,
-    )
-    mapping: dict[int, int] = {}
-    right = 0.0
-    for rows, target, predicted in cells:
-        if -target not in mapping and -predicted not in mapping.values():
-            mapping[-target] = -predicted
-            right += rows
-    ordered = [mapping[target] for target in range(len(confusion))]
+    total, ordered = sum(map(sum, confusion)), one_to_one(confusion)
     if not total or ordered == list(range(len(confusion))):
         return None
-    return ordered, right / total
+    return ordered, sum(confusion[target][predicted] for target, predicted in enumerate(ordered)) / total

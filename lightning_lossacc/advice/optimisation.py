@@ -8,6 +8,7 @@ from lightning_lossacc.advice.measured import Measured, described, number, perce
 
 # Size of an update over that of the weight (medians over weight tensors) at which networks usually learn well.
 USUAL_UPDATE = 1e-3
+ENDED = 1e-3  # of the largest rate: what is left moves nothing
 _STEPS = (1.0, 3.0)
 # Clipping cuts steps rather than spikes where its norm is below this part of the median norm.
 CLIPPED = 0.1
@@ -58,6 +59,14 @@ def _other_learning_rate(measured: Measured, higher: bool) -> str:
     broke = not higher and ratio < USUAL_UPDATE < highest
     # A step beyond the weights' own size is that of a loss which had left every scale.
     ratio = min(highest if broke else ratio, 1.0)
+    rates = [record.context.get("learning_rate", math.nan) for record in measured.evaluations]
+    first = max(filter(math.isfinite, rates), default=math.nan)
+    if higher and 0 < rate <= ENDED * first:
+        return (
+            f"let the schedule last: the rate fell from {number(first)} to {number(rate)} in {len(rates)} evaluations; "
+            'a scheduler of epochs needs {"scheduler": scheduler, "interval": "epoch"} in `configure_optimizers`, one '
+            "of steps total_steps=self.trainer.estimated_stepping_batches"
+        )
     factor = learning_rate_factor(ratio, higher)
     times = f"{factor:.0f} times" if higher else f"1/{1 / factor:.0f} of"
     rates = f" from {number(rate)} to {number(rate * factor)} ({times} it)" if rate > 0 else f" to {times} what it is"
@@ -139,6 +148,17 @@ def last_good_checkpoint(measured: Measured) -> str:
 def find_learning_rate(measured: Measured) -> str:
     """A range test (Smith 2017)."""
     return "find the learning rate by a range test: lightning.pytorch.tuner.Tuner(trainer).lr_find(module).suggestion()"
+
+
+def free_logits(measured: Measured) -> str | None:
+    """Logits that nothing cuts off."""
+    equal = measured.current.arrays.get("excluded", {}).get("ties", 0)
+    if not equal >= 0.1 * measured.current.num_rows > 0:
+        return None
+    return (
+        "give the loss what the last linear layer gives: no nn.ReLU, clamp or rounding behind it, which makes several "
+        f"logits equal ({equal} of {measured.current.num_rows} rows have more than one largest)"
+    )
 
 
 def leaky_activation(measured: Measured) -> str:

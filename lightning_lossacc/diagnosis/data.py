@@ -8,6 +8,7 @@ from lightning_lossacc.attribution import interval
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 from lightning_lossacc.history import Record
+from lightning_lossacc.renaming import one_to_one
 
 COLLAPSED = 0.99  # share of predictions in one class
 # Fewer items than this can be too few; more are never called too few.
@@ -262,7 +263,7 @@ def is_renamed(record: Record) -> bool:
         return False
     total, naming = sum(map(sum, confusion)), _naming(confusion)
     kept = sum(confusion[place][name] for place, name in naming.items())
-    unnamed = sum(sum(row) > 0 for row in confusion) - len(naming)
+    unnamed = any(place != name and not confusion[place][name] for place, name in naming.items())
     if total < 30 or unnamed or kept < NAMED_APART * sum(map(max, confusion)):
         return False
     # Rows that are right under one naming only are the discordant pairs of McNemar's test.
@@ -278,18 +279,8 @@ def is_renamed(record: Record) -> bool:
 
 
 def _naming(confusion: list[list[int]]) -> dict[int, int]:
-    """A name of its own for each class that has rows: the largest entries of the table (C, C) first, of equal ones the
-    class's own.
-    """
-    entries = sorted(
-        ((count, place == name, place, name) for place, row in enumerate(confusion) for name, count in enumerate(row)),
-        reverse=True,
-    )
-    found: dict[int, int] = {}
-    for count, _, place, name in entries:
-        if sum(confusion[place]) and place not in found and name not in found.values() and (count or place == name):
-            found[place] = name
-    return found
+    """Under which name each class with rows is known, see `one_to_one`."""
+    return {place: name for place, name in enumerate(one_to_one(confusion)) if sum(confusion[place])}
 
 
 def validation_too_small(evidence: Evidence) -> Cause | None:
