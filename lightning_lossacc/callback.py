@@ -327,6 +327,7 @@ class LossAccuracyMonitor(Callback):
         if self._probes_training_rows:
             self._run.probe_training_rows(trainer.train_dataloader, self._user)
         self._run.resume_train(trainer)
+        self._run.look_at_optimizers(trainer, pl_module)
         self._watch("start", pl_module)
 
     @_guarded

@@ -36,7 +36,7 @@ from lightning_lossacc.resume import (
 )
 from lightning_lossacc.sampling import Sampling, expected_batches, samplings, train_sampling
 from lightning_lossacc.stages import Settings, StageState, precompile
-from lightning_lossacc.train_probe import BATCH_SIZE, TrainProbe
+from lightning_lossacc.train_probe import BATCH_SIZE, TrainProbe, is_sharded
 from lightning_lossacc.train_rows import TrainRows
 from lightning_lossacc.voice import Voice, step_of
 from lightning_lossacc.watchers import Watcher
@@ -173,6 +173,12 @@ class Run:
             device = trainer.strategy.root_device
             load_train(self.state("train", 0), self._train_state, device, trainer.is_global_zero)
             self._train_state = None
+
+    def look_at_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says which trainable parameters no optimizer has; shards of them are other tensors."""
+        text = None if is_sharded(trainer) else training.left_out(pl_module, trainer.optimizers)
+        if text is not None:
+            self._voice.say(trainer, text, level="info")
 
     def begin_train(self, trainer: Trainer) -> None:
         """Empties the sums of the training epoch."""

@@ -34,6 +34,11 @@ BATCH_SIZE = 64
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether the strategy shares parameters out over processes."""
+    return type(trainer.strategy).__name__ in SHARDED
+
+
 class TrainProbe:
     """A fixed set of training rows, chosen by a hash of their position, read in order and never through a sampler.
 
@@ -87,7 +92,7 @@ class TrainProbe:
 
     def evaluate(self, trainer: Trainer, module: LightningModule, state: StageState, ignore_index: int) -> None:
         """Fills the state; a failure is remembered in it and in `failure`, and never raised."""
-        if self.failure is None and type(trainer.strategy).__name__ in SHARDED:
+        if self.failure is None and is_sharded(trainer):
             self.failure = f"{type(trainer.strategy).__name__} shares parameters out over processes."
         if self.failure is None:
             try:

@@ -7,11 +7,13 @@ copy, which may be added up over ranks. What the watchers measure differs by ran
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_lossacc.stages import StageState
 
@@ -53,6 +55,28 @@ def from_vector(vector: Tensor) -> dict[str, float]:
     return {key: value for key, value in zip(WATCHED, vector.tolist(), strict=True) if not math.isnan(value)}
 
 
+def left_out(module: nn.Module, optimizers: Iterable[Optimizer]) -> str | None:
+    """Which trainable parameters are in no optimizer, in words; None if all are, or if there is no optimizer.
+
+    Averages of weights follow them without one.
+    """
+    averages = {
+        id(weight) for child in module.modules() if isinstance(child, AveragedModel) for weight in child.parameters()
+    }
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    known = averages | {id(weight) for group in groups for weight in group["params"]}
+    trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+    missing = [(name, weight) for name, weight in trained if id(weight) not in known]
+    if not groups or not missing:
+        return None
+    share = sum(weight.numel() for _, weight in missing) / sum(weight.numel() for _, weight in trained)
+    others = f" and {len(missing) - 1} other tensors" if len(missing) > 1 else ""
+    return (
+        f"lossacc · {100 * share:.2g} % of the trainable parameters ({missing[0][0]}{others}) are in no optimizer and "
+        "never change; requires_grad_(False) says that it is meant"
+    )
+
+
 def measured(train: StageState) -> tuple[dict[str, float], list[int]]:
     """NLL, accuracy and rows of the training steps of this epoch so far, and their rows by class; reads the device.
 
@@ -79,7 +103,7 @@ def clipping(norm: float | None, algorithm: Any) -> dict[str, float]:
     return {"gradient_clip": float(norm)} if norm and by_norm else {}
 
 
-def is_decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     """Whether weight decay shrinks the weights by itself, rate times decay a step, and is no part of the gradient.
 
     Such decay has no loss beside that of the data, so that it moves no optimum by `decay / 2 |w|^2`.
