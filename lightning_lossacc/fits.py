@@ -219,8 +219,9 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
         target: (n,) int64 in 0 ... C-1.
 
     Returns:
-        None for fewer than 100 rows, if a number is not finite, or if the best temperature is not within 1/8 ... 16;
-        that of all rows alike may be higher, as a few rows of huge logits make it.
+        None for fewer than 100 rows, if a number is not finite, if the best temperature of the other rows is above 16,
+        or that of all rows alike below 1/8; the latter may be higher, as a few rows of huge logits make it, and the
+        former is 1/8 or less where the other rows are told apart without an error.
     """
     scores = torch.log_softmax(logits.double(), dim=1).clamp_min(LOWEST)
     if len(scores) < MIN_TAIL_ROWS or not bool(torch.isfinite(scores).all()):
@@ -247,7 +248,8 @@ def tail(logits: Tensor, target: Tensor) -> Tail | None:
         # The likelihood has one peak in beta, and 1 / C for each class at beta = 0: the peak lies below the grid.
         plain_likelihood = _highest(plain, (BETAS[0] - FAR, BETAS[0]))[1]
     score = 2 * (likelihood - plain_likelihood)
-    if not (BETAS[0] < log_beta < BETAS[1] and plain_beta < BETAS[1] and math.isfinite(score)):
+    # At the upper end of the grid the other rows are all right: no temperature is too low for them.
+    if not (BETAS[0] < log_beta and plain_beta < BETAS[1] and math.isfinite(score)):
         return None
     share = _tail_share(chances(log_beta), uniform)
     rest = _of_target(scores * math.exp(log_beta), target).exp()

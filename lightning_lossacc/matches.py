@@ -21,9 +21,6 @@ FEW_SHARE = 0.002
 # If more rows have such an output, or as many would match by chance, nothing is said.
 MOST_ALIKE = 0.5
 MOST_CHANCE = 0.05
-# Rows that share their output with few others must be so many, and agree so often, to be copies; targets of which this
-# part agrees by chance prove nothing.
-MANY_COPIES, COPIES_AGREE, MOST_AGREE = 30, 0.98, 0.7
 CANDIDATES = 256
 
 
@@ -32,8 +29,8 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
 
     Equal means within 1e-5 of the value and 1e-6 of the spread of the logits, in every class (a fifth of that for a
     single logit). The share that matches by
-    chance, estimated from equal rows within the first set, is taken off, unless these are copies: a tenth of the rows
-    and more, of which nearly all have the target of their like.
+    chance, estimated from equal rows within the first set, is taken off, so that a set which repeats itself is counted
+    low rather than high.
 
     Args:
         logits, other_logits: (n, K), (m, K) float64.
@@ -54,38 +51,12 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
     equal, same = _equal_rows(ours, target, ours, target, tolerance, _few(len(ours)) + 1)
     alike = equal > _few(len(ours)) + 1  # a row equals itself
     chance = float(((same > 1) & ~alike).double().mean()) * len(theirs) / len(ours)
-    if not _is_coarse(ours) and _repeats(equal, same, target):
-        # Copies of a row, such as those of a class that was drawn more often, are no matches by chance.
-        chance = 0.0
     if float(alike.double().mean()) > MOST_ALIKE or chance > MOST_CHANCE:
         return None
     ours, target = ours[~alike], target[~alike]
     equal, same = _equal_rows(ours, target, theirs, other_target, tolerance, _few(len(theirs)))
     copies = (same > 0) & (equal <= _few(len(theirs)))
     return max(0.0, float(copies.sum()) / len(logits) - chance)
-
-
-def _repeats(equal: Tensor, same: Tensor, target: Tensor) -> bool:
-    """Whether this set holds copies of rows: its equal outputs are few each, and nearly always of one target, which
-    outputs that coincide by chance are as seldom as targets agree.
-
-    Args:
-        equal, same: (n,) rows of equal output, and those with the same target, the row itself among them.
-        target: (n,).
-    """
-    several = (equal > 1) & (equal <= _few(len(equal)) + 1)
-    if int(several.sum()) < MANY_COPIES or int(several.sum()) < len(equal) / 10:
-        return False
-    agreement = float(((same - 1).double() / (equal - 1).double())[several].mean())
-    by_chance = float((torch.bincount(target - target.min()).double() / len(target)).square().sum())
-    return agreement >= COPIES_AGREE and by_chance < MOST_AGREE
-
-
-def _is_coarse(logits: Tensor) -> bool:
-    """Whether outputs of different rows coincide for want of digits: a single logit, or numbers of 11 bits and less."""
-    return logits.shape[1] < 2 or any(
-        bool((logits.to(kind).to(logits.dtype) == logits).all()) for kind in (torch.bfloat16, torch.float16)
-    )
 
 
 def _few(rows: int) -> int:

@@ -269,7 +269,7 @@ def _keep_first(name: str, causes: tuple[Cause, ...], before: Event) -> tuple[Ca
         kept = before.causes[0]
     if kept is None:
         return causes
-    return (kept, *(cause for cause in causes if cause is not kept))
+    return (kept, *(cause for cause in causes if cause is not kept and cause.cause != "unknown"))
 
 
 def _why_unknown(opening: Opening) -> str:
