@@ -67,7 +67,8 @@ def test_planted_labels_are_found_with_their_share_and_rows(share: float) -> Non
 def test_a_tail_among_rows_that_are_all_right(classes: int) -> None:
     """All other rows are told apart by far, so that no temperature is too low for them; of the labels 4 % are wrong."""
     answers = torch.randint(0, classes, (1000,))
-    logits = (3 + 6 * torch.rand(1000, 1, dtype=torch.float64)) * F.one_hot(answers, classes)
+    margin = torch.linspace(9, 3, 1000, dtype=torch.float64)
+    logits = margin[:, None] * F.one_hot(answers, classes)
     target = answers.clone()
     target[:40] = (target[:40] + 1) % classes
     found = tail(logits, target)
@@ -75,7 +76,7 @@ def test_a_tail_among_rows_that_are_all_right(classes: int) -> None:
     assert found.share == pytest.approx(0.04 * classes / (classes - 1), rel=0.05)
     assert set(found.weight.topk(40).indices.tolist()) == set(range(40))
     nll = F.cross_entropy(logits, target).item()
-    assert 0.7 * nll < found.loss < nll
+    assert 0.6 * nll < found.loss < nll
 
 
 def test_the_maximum_is_a_maximum() -> None:
