@@ -15,7 +15,7 @@ from lightning_lossacc.diagnosis.catalogue import RULES, find_causes
 from lightning_lossacc.diagnosis.changes import Stream
 from lightning_lossacc.diagnosis.data import is_renamed
 from lightning_lossacc.diagnosis.evidence import Evidence
-from lightning_lossacc.diagnosis.states import dead_layer, little_learnt
+from lightning_lossacc.diagnosis.states import dead_layer, little_learnt, loss_high
 from lightning_lossacc.history import History, Record
 from lightning_lossacc.remedies import remedies
 from tests.situations import FLAT_OUT, RISE, SPLIT, STATE, TIGHT, UNREST, Numbers, Situation, classes
@@ -84,6 +84,16 @@ def test_what_keeps_a_network_from_learning(context: Numbers, cause: str | None)
 )
 def test_what_is_not_little(situation: Situation, evaluations: int) -> None:
     assert little_learnt(stream(situation, evaluations), None) is None
+
+
+@pytest.mark.parametrize(("dropout", "temperature", "opens"), [(0.9, 0.6, True), (0.6, 0.6, False), (0.9, 0.9, False)])
+def test_a_ruling_dropout_needs_less_of_the_loss(dropout: float, temperature: float, opens: bool) -> None:
+    """One temperature takes 9 % of the loss away."""
+    values = {"nll": 0.8, "refinement_nll": 0.73, "temperature": temperature}
+    opening = loss_high(stream(STATE.but(values=values, probe={"nll": 0.75}), dropout=dropout), None)
+    assert (opening is not None) is opens
+    if opening is not None:
+        assert find_causes(opening.event, opening.evidence)[0].cause == "over-regularisation" and opening.lasting
 
 
 # -- rates -------------------------------------------------------------------------------------------------------------
