@@ -172,6 +172,8 @@ def _differing(first: Captured, second: Captured) -> float:
     one, two = first.logits.float(), second.logits.float()
     if one.shape != two.shape:
         return 1.0
+    if not one.numel():
+        return 0.0
     far = (one - two).abs() > 1e-2 * one.abs().nan_to_num(0.0, 0.0, 0.0).max()
     return far.flatten(1).any(1).float().mean().item() if far.ndim > 1 else far.float().mean().item()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -65,15 +66,20 @@ def left_out(module: nn.Module, optimizers: Iterable[Optimizer]) -> str | None:
     }
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     known = averages | {id(weight) for group in groups for weight in group["params"]}
-    trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+    trained = [
+        (name, weight)
+        for name, weight in module.named_parameters()
+        if weight.requires_grad and not is_lazy(weight) and weight.numel()
+    ]
     missing = [(name, weight) for name, weight in trained if id(weight) not in known]
     if not groups or not missing:
         return None
     share = sum(weight.numel() for _, weight in missing) / sum(weight.numel() for _, weight in trained)
-    others = f" and {len(missing) - 1} other tensors" if len(missing) > 1 else ""
+    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    part = f"{100 * share:.3g} %" if share < 0.9995 else "all" if share == 1 else "over 99.9 %"
     return (
-        f"lossacc · {100 * share:.2g} % of the trainable parameters ({missing[0][0]}{others}) are in no optimizer and "
-        "never change; requires_grad_(False) says that it is meant"
+        f"lossacc · {part} of the trainable parameters ({missing[0][0]}{others}) are in no optimizer, which leaves "
+        "them as they are; requires_grad_(False) says that it is meant"
     )
 
 

@@ -145,7 +145,15 @@ def test_what_the_probe_pays_as_well_is_no_overfitting(rows: tuple[float, float]
     assert (RULES["overfitting"](replace(evidence, train_probe=probes)) is not None) is named
 
 
-@pytest.mark.parametrize(("losses", "named"), [((190.0, 120.0, 80.0, 33.0), False), ((190.0, 120.0, 33.0, 80.0), True)])
+@pytest.mark.parametrize(
+    ("losses", "named"),
+    [
+        ((190.0, 120.0, 80.0, 33.0), False),
+        ((190.0, 120.0, 33.0, 80.0), True),
+        ((1e6, 1e6, 1e6, 1e6), True),  # exploded before the first evaluation
+        ((1e6, 9.9e5, 9.8e5, 9.7e5), True),
+    ],
+)
 def test_a_loss_that_only_came_down_is_no_blow_up(losses: tuple[float, ...], named: bool) -> None:
     """Initial weights that are far too large begin so; what comes back up does blow up."""
     evidence = run(STATE, 4, train_nll=losses)

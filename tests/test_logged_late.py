@@ -91,3 +91,27 @@ def test_an_accuracy_that_is_never_reset_is_found(tmp_path: Path) -> None:
     watch = fit(tmp_path, NeverReset(rate=0.05), 14)
     (event,) = [event for event in watch.events if event.event == "logged-differs" and event.status == "open"]
     assert event.cause == "wrong-accuracy" and event.causes[0].evidence[0].startswith("your val_acc is ")
+
+
+class AnotherHead(AtTheEnd):
+    """The accuracy of another head is logged in the step, that of these logits when the epoch ends."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("val_acc_aux", 0.01)
+
+
+class OfAllLoaders(AtTheEnd):
+    """One accuracy of two loaders."""
+
+    def val_dataloader(self) -> Any:
+        return [loader(200, seed=3), loader(100, seed=9)]
+
+
+@pytest.mark.parametrize("module", [AnotherHead, OfAllLoaders])
+def test_what_is_of_other_rows_or_heads_gets_no_word(module: type[Plain], tmp_path: Path) -> None:
+    seed_everything(3, verbose=False)
+    made, watch = module(rate=0.2), monitor()
+    loaders = {} if module is OfAllLoaders else {"val_dataloaders": loader(200, seed=3)}
+    trainer(tmp_path, watch, max_epochs=12).fit(made, loader(200, shuffle=True), **loaders)
+    assert [event for event in watch.events if event.event == "logged-differs"] == []

@@ -302,13 +302,12 @@ def _is_resampled(evidence: Evidence) -> bool:
 
 
 def logged_keys(record: Record, word: str) -> list[str]:
-    """Names under which the user logged a loss or an accuracy of this loader."""
-    found = [key for key in record.logged if word in key.lower()]
-    return [
-        key
-        for key in found
-        if "/dataloader_idx_" not in key or key.endswith(f"/dataloader_idx_{max(record.loader, 0)}")
-    ]
+    """Names under which the user logged a loss or an accuracy of this loader; of several loaders one without a number
+    is of nobody knows which.
+    """
+    several = any("/dataloader_idx_" in key for key in record.logged)
+    end = f"/dataloader_idx_{max(record.loader, 0)}" if several else ""
+    return [key for key in record.logged if word in key.lower() and key.endswith(end)]
 
 
 def _with_logs(evidence: Evidence, word: str) -> Sequence[Record]:
@@ -316,7 +315,8 @@ def _with_logs(evidence: Evidence, word: str) -> Sequence[Record]:
     known of the one before only.
     """
     series = evidence.series
-    return series[-3:] if len(series) < 2 or logged_keys(series[-1], word) else series[-4:-1]
+    known = [set(logged_keys(record, word)) for record in series[-2:]]
+    return series[-4:-1] if len(known) == 2 and known[0] - known[1] else series[-3:]
 
 
 def _fraction(value: float) -> float:

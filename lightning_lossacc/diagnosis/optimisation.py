@@ -28,6 +28,7 @@ RECENT = 3  # evaluations whose median stands for now
 CLAMPED_SHARE, CLAMPED_EVALUATIONS = 0.1, 10
 FORGOTTEN = 1.3  # times the lowest level of the training loss
 STOPPED_RATIO = 1e-5  # no weight moves by more in a hundred steps than by a thousandth
+CAME_DOWN = 0.9  # of its first level; a loss that exploded before the first evaluation stays where it is
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
 
@@ -217,7 +218,7 @@ def dead_activations(evidence: Evidence) -> Cause | None:
     """
     if is_clamped(evidence.series):
         rows = evidence.current.num_rows
-        equal = evidence.current.arrays["excluded"]["ties"]
+        equal = evidence.current.arrays.get("excluded", {}).get("ties", 0)
         line = f"of {equal} of {rows} rows several classes have the same largest logit, to the last bit"
         return Cause(
             "dead-activations", share=math.nan, evidence=(line, "logits that a ReLU or a clamp cuts off are so")
@@ -309,9 +310,13 @@ def _stopped(evidence: Evidence) -> tuple[str, str] | None:
 
 
 def _came_down(evidence: Evidence) -> bool:
-    """Whether the loss has been highest at the first evaluation and is lowest now, in training as well."""
+    """Whether the loss has been highest at the first evaluation and is lowest now, by a tenth, in training as well."""
     losses, train = [loss_of(record) for record in evidence.series], evidence.train_losses
-    falls = [values[-1] <= min(values) and values[0] >= max(values) for values in (losses, train) if len(values) > 1]
+    falls = [
+        values[0] >= max(values) and values[-1] <= min(min(values), CAME_DOWN * values[0])
+        for values in (losses, train)
+        if len(values) > 1
+    ]
     return len(losses) > 1 and all(falls)
 
 
