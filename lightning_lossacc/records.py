@@ -105,18 +105,22 @@ def probed(state: StageState, train_probe: StageState | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
-def logged(trainer: Trainer, stage: str) -> tuple[dict[str, float], dict[str, float]]:
+def logged(trainer: Trainer, stage: str, seen: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """The user's own loss and accuracy of this stage; read on every rank, since reading may reduce over ranks.
 
     A name that says no stage counts where it was logged in this one, whose values Lightning shows last. What is logged
-    when the epoch ends comes after this: Lightning still shows the value of the evaluation before.
+    when the epoch ends, or by another loop, comes after this: Lightning still shows an earlier value.
+
+    Args:
+        trainer, stage: of the evaluation.
+        seen: what was shown when this was asked last, by name; brought up to date.
 
     Returns:
-        What is of this evaluation, and what is of the one before.
+        What is of this evaluation, and what was logged since the one before was asked for, which it is of.
     """
     metrics = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("lossacc/")}
     mine = {
-        key: float(value)
+        key: value
         for key, value in metrics.items()
         if ("loss" in key.lower() or "acc" in key.lower()) and value.numel() == 1
     }
@@ -127,8 +131,11 @@ def logged(trainer: Trainer, stage: str) -> tuple[dict[str, float], dict[str, fl
         if any(word in key.lower() for word in STAGE_WORDS[stage])
         or (_base(key) in own and not any(word in key.lower() for words in STAGE_WORDS.values() for word in words))
     }
-    now = {key: value for key, value in found.items() if _base(key) not in late}
-    return now, {key: value for key, value in found.items() if key not in now}
+    now = {key: float(value) for key, value in found.items() if not own or _base(key) in own - late}
+    # What is logged anew is another tensor, whatever its value.
+    before = {key: float(value) for key, value in found.items() if key not in now and value is not seen.get(key)}
+    seen.update(found)
+    return now, before
 
 
 def _names_logged_now(trainer: Trainer) -> tuple[set[str], set[str]]:
@@ -144,7 +151,8 @@ def _names_logged_now(trainer: Trainer) -> tuple[set[str], set[str]]:
 def _names(items: Sequence[Any]) -> set[str]:
     metas = [getattr(item, "meta", None) for item in items]
     names = {meta.name for meta in metas if hasattr(meta, "name")}
-    return names | {meta.forked_name(False) for meta in metas if getattr(meta, "forked", False)}
+    forks = [meta for meta in metas if getattr(meta, "forked", False)]
+    return names | {meta.forked_name(on_step) for meta in forks for on_step in (False, True)}
 
 
 def _base(key: str) -> str:

@@ -119,6 +119,7 @@ class Run:
         self._train_state: dict[str, Any] | None = None
         self._saved_rows: Any = None  # of a checkpoint, until the training loader is there
         self.train_rows = None if self._train_probe is None else TrainRows(self._train_probe, self._settings)
+        self._shown: dict[str, Any] = {}  # the user's own numbers as they stood at the last evaluation
         self._loaded = self._resumed = False
         self._voice.forget()
 
@@ -275,7 +276,7 @@ class Run:
         watched: dict[str, float],
     ) -> list[Record]:
         """The records of the loaders of a stage, and of their union."""
-        (logged, late), name = records.logged(trainer, stage), self.name(trainer, stage)
+        (logged, late), name = records.logged(trainer, stage, self._shown), self.name(trainer, stage)
         context, train_classes = ({}, []) if train is None else training.measured(train)
         context |= watched
         found = []

@@ -114,7 +114,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history", "renaming"}, set()),
-    "diagnosis.optimisation": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "history"}, set()),
+    "diagnosis.dead": ({"diagnosis.data", "history"}, set()),
+    "diagnosis.optimisation": (
+        {"diagnosis.data", "diagnosis.dead", "diagnosis.event", "diagnosis.evidence"},
+        set(),
+    ),
     "diagnosis.measurement": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),
     "diagnosis.catalogue": (
         {
@@ -138,6 +142,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "diagnosis.changes",
             "diagnosis.confidence",
             "diagnosis.data",
+            "diagnosis.dead",
             "diagnosis.event",
             "diagnosis.evidence",
             "floors",

@@ -196,8 +196,9 @@ CUT = STATE.but(
         (CUT, 9, False),
         (CUT.but(arrays={"excluded": {"ties": 90}}), 12, False),
         (CUT.but(arrays=classes([100] * 10, [1000] + [0] * 9, [100] + [0] * 9)), 12, False),
+        (CUT.but(arrays=classes([100] * 10, [100] * 10, [50] * 10)), 12, False),
     ],
-    ids=["cut", "too early", "few rows", "no row is told from another"],
+    ids=["cut", "too early", "few rows", "no row is told from another", "every class is predicted"],
 )
 def test_equal_largest_logits(situation: Situation, evaluations: int, opens: bool) -> None:
     opening = dead_layer(stream(situation, evaluations), None)

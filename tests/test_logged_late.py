@@ -93,6 +93,38 @@ def test_an_accuracy_that_is_never_reset_is_found(tmp_path: Path) -> None:
     assert event.cause == "wrong-accuracy" and event.causes[0].evidence[0].startswith("your val_acc is ")
 
 
+class EveryThird(AtTheEnd):
+    """Logs its accuracy after every third evaluation only."""
+
+    def on_validation_epoch_end(self) -> None:
+        if self.current_epoch % 3 == 0:
+            self.log("val_acc", self.accuracy.compute())
+        self.losses.clear()
+        self.accuracy.reset()
+
+
+class AfterTraining(AtTheEnd):
+    """Logs what validation found when the training epoch ends, which is after it."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.losses.clear()
+
+    def on_train_epoch_end(self) -> None:
+        self.log("val_acc", self.accuracy.compute())
+        self.accuracy.reset()
+
+
+@pytest.mark.parametrize(("module", "every"), [(EveryThird, 3), (AfterTraining, 1)])
+def test_a_value_is_of_one_evaluation_only(module: type[Plain], every: int, tmp_path: Path) -> None:
+    watch = fit(tmp_path, module(rate=0.2))
+    assert [event for event in watch.events if event.event == "logged-differs"] == []
+    records = watch.history.series("val")[:-1]
+    assert [record.epoch for record in records if "val_acc" in record.logged] == list(range(0, 11, every))
+    # The batches of the sanity check are among the first, where nothing reset the metric after them.
+    for record in records[every::every]:
+        assert record.logged["val_acc"] == pytest.approx(record.values["accuracy"], abs=1e-6)
+
+
 class AnotherHead(AtTheEnd):
     """The accuracy of another head is logged in the step, that of these logits when the epoch ends."""
 

@@ -211,7 +211,7 @@ def _acting(evidence: Evidence) -> str | None:
     if random > 0:
         return (
             f"{100 * random:.0f} % of the same training rows got other logits when asked again in eval mode: the "
-            "network answers at random"
+            "network answers at random, or keeps something from one call to the next"
         )
     return None
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from statistics import median
 
 from lightning_lossacc.diagnosis.data import knows_classes, nothing_learned, unlearned_spread
+from lightning_lossacc.diagnosis.dead import BURST_RATIO, died_share, is_clamped, silent_share
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
-from lightning_lossacc.history import Record
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
@@ -20,12 +19,11 @@ LOW_RATIO, EVEN_RATIO, EVEN_EVALUATIONS = 3e-4, 6e-4, 10
 DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 # Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %, at most 10 % in 824 healthy
 # trainings.
-KILLING_RATIO, BURST_RATIO = 4e-2, 0.2
+KILLING_RATIO = 4e-2
 ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
 RULING_DROPOUT = 0.8  # little is learnt through fewer than a fifth of the units
 RECENT = 3  # evaluations whose median stands for now
-CLAMPED_SHARE, CLAMPED_EVALUATIONS = 0.1, 10
 FORGOTTEN = 1.3  # times the lowest level of the training loss
 STOPPED_RATIO = 1e-5  # no weight moves by more in a hundred steps than by a thousandth
 CAME_DOWN = 0.9  # of its first level; a loss that exploded before the first evaluation stays where it is
@@ -359,36 +357,6 @@ def _silent_shares(evidence: Evidence) -> list[float]:
     """Share of dead or saturated units in the worst layer at each evaluation that knows it."""
     found = [silent_share(record) for record in evidence.series]
     return [share for share in found if share == share]
-
-
-def died_share(series: Sequence[Record], count: int) -> float:
-    """Share of the units of the worst layer that died in training and have been dead for so many evaluations."""
-    shares = [share for share in map(silent_share, series) if share == share]
-    return min(shares[-count:]) - min(shares) if len(shares) > count else 0.0
-
-
-def killed_share(series: Sequence[Record], count: int) -> float:
-    """`died_share` where updates were as large as only steps that are far too long are; else 0."""
-    highest = max((record.context.get("update_ratio", 0.0) for record in series), default=0.0)
-    return died_share(series, count) if highest >= BURST_RATIO else 0.0
-
-
-def is_clamped(series: Sequence[Record]) -> bool:
-    """Whether for some evaluations the largest logit of many rows has belonged to several classes, exactly, and the
-    network tells rows apart: the last layer is cut off.
-    """
-    last = series[-CLAMPED_EVALUATIONS:]
-    ties = [record.arrays.get("excluded", {}).get("ties", 0) for record in last]
-    return len(last) == CLAMPED_EVALUATIONS and all(
-        count >= CLAMPED_SHARE * record.num_rows and knows_classes(record)
-        for count, record in zip(ties, last, strict=True)
-    )
-
-
-def silent_share(record: Record) -> float:
-    """Share of dead or saturated units in the worst layer at one evaluation; NaN if unknown."""
-    shares = [record.context[key] for key in ("dead_units", "saturated_units") if key in record.context]
-    return max(shares, default=math.nan)
 
 
 def _relative_swing(losses: list[float]) -> float:

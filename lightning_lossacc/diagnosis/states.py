@@ -18,18 +18,12 @@ from lightning_lossacc.diagnosis.data import (
     knows_classes,
     unlearned_spread,
 )
+from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_share
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
-from lightning_lossacc.diagnosis.optimisation import (
-    DEAD_SHARE,
-    DIED_SHARE,
-    RULING_DROPOUT,
-    is_clamped,
-    killed_share,
-    silent_share,
-)
+from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
