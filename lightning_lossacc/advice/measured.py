@@ -39,10 +39,10 @@ class Measured:
         """What training looked like up to the current evaluation."""
         return float(self.current.context.get(key, math.nan))
 
-    def probe_context(self, key: str) -> float:
-        """What is known of the last evaluation of the training probe; NaN without one."""
-        probes = [record for record in self.series if record.stage == "train_probe"]
-        return float(probes[-1].context.get(key, math.nan)) if probes else math.nan
+    @property
+    def train_probe(self) -> Record | None:
+        """The last evaluation of the training probe; None without one."""
+        return next((record for record in reversed(self.series) if record.stage == "train_probe"), None)
 
     @property
     def num_classes(self) -> int:

@@ -83,8 +83,8 @@ def compute_over_epoch(measured: Measured) -> str:
 
 def same_answers(measured: Measured) -> str | None:
     """Layers that act in training only."""
-    layers, random = measured.context("training_layers"), measured.probe_context("random_rows")
-    if not (layers > 0 or random > 0):
+    layers, probe = measured.context("training_layers"), measured.train_probe
+    if not (layers > 0 or (probe is not None and probe.context.get("random_rows", 0.0) > 0)):
         return None
     where = "in `validation_step` and the hooks around it" if layers > 0 else "in `forward` and what it calls"
     return (
@@ -133,9 +133,8 @@ def same_preprocessing(measured: Measured) -> str:
 
 def compare_sets(measured: Measured) -> str:
     """The same rows through both pipelines."""
-    probes = [record for record in measured.series if record.stage == "train_probe"]
-    if probes:
-        known = probes[-1].values.get("accuracy", math.nan)
+    if measured.train_probe is not None:
+        known = measured.train_probe.values.get("accuracy", math.nan)
         return (
             f"accuracy is {percent(known)} on training rows in eval mode, {percent(measured.value('accuracy'))} here: "
             "print mean, std, range and labels of one batch of each set, and send training rows through the validation "

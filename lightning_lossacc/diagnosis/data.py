@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from lightning_lossacc.attribution import interval
 from lightning_lossacc.diagnosis.event import Cause
@@ -219,6 +220,27 @@ def is_left_behind(evidence: Evidence) -> bool:
     return all(value < half for value in here) and all(value >= accuracy for value in kept)
 
 
+def class_shares(drawn: Sequence[float], table: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
+    """Share of each class of a table among the rows that were drawn in training, and among those of the table.
+
+    Args:
+        drawn: (C,) rows by class number.
+        table: classes and their rows, as an evaluation keeps them.
+
+    Returns:
+        Empty where either is not known, or the table holds the rest of many classes as one.
+    """
+    names, rows = table.get("class", ()), table.get("rows", ())
+    if len(drawn) != len(rows) or -1 in names or not (sum(drawn) and sum(rows)):
+        return []
+    return [(drawn[name] / sum(drawn), count / sum(rows)) for name, count in zip(names, rows, strict=True)]
+
+
+def shares_apart(shares: Sequence[tuple[float, float]]) -> float:
+    """Total variation distance, 0 ... 1."""
+    return sum(abs(first - second) for first, second in shares) / 2
+
+
 def unlearned_spread(record: Record, prior: float) -> float:
     """How far below the entropy of the class shares a loss may lie by chance, nats: 2 … 5 % of it by its error."""
     return min(0.05 * prior, max(0.02 * prior, 2.58 * record.values.get("nll_standard_error", 0.0)))
@@ -259,9 +281,12 @@ def is_renamed(record: Record) -> bool:
     what the model keeps apart is lost by it.
     """
     confusion = record.arrays.get("confusion") or []
-    if all(row[place] == max(row) for place, row in enumerate(confusion)):
+    total, classes = sum(map(sum, confusion)), sum(sum(row) > 0 for row in confusion)
+    least = max(min(0.10, 1 / max(classes, 1)) * total, 1)
+    # No naming gains more than this, and to find one takes 9 ms for 64 classes.
+    if sum(max(row) - row[place] for place, row in enumerate(confusion)) < least:
         return False
-    total, naming = sum(map(sum, confusion)), _naming(confusion)
+    naming = _naming(confusion)
     kept = sum(confusion[place][name] for place, name in naming.items())
     unnamed = any(place != name and not confusion[place][name] for place, name in naming.items())
     if total < 30 or unnamed or kept < NAMED_APART * sum(map(max, confusion)):
@@ -274,8 +299,7 @@ def is_renamed(record: Record) -> bool:
         return False
     gained = sum(confusion[place][name] for place, name in moved.items())
     lost = sum(confusion[place][place] for place in moved)
-    least = min(0.10, 1 / len(naming)) * total
-    return gained - lost >= max(least, 1) and (gained - lost) ** 2 > 25 * (gained + lost) and gained > RENAMED * lost
+    return gained - lost >= least and (gained - lost) ** 2 > 25 * (gained + lost) and gained > RENAMED * lost
 
 
 def _naming(confusion: list[list[int]]) -> dict[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, class_imbalance
+from lightning_lossacc.diagnosis.data import COLLAPSED, class_imbalance, class_shares, shares_apart
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 from lightning_lossacc.floors import labels_contradict
@@ -321,14 +321,13 @@ def prior_shift(evidence: Evidence) -> Cause | None:
     When it is wrong: training that resamples classes on purpose shows the same numbers: then the adjustment undoes it.
     Reference: Saerens et al. 2002; Menon et al. 2021.
     """
-    before, after = evidence.current.arrays.get("train_classes"), evidence.class_rows
+    before, table = evidence.current.arrays.get("train_classes") or [], evidence.current.arrays.get("classes", {})
     fits = evidence.current.arrays.get("fits") or {}
     gain, error = fits.get("bias_gain", math.nan), fits.get("bias_gain_error", math.nan)
-    if not before or len(before) != len(after) or not sum(before):
+    shares = class_shares(before, table)
+    if not shares:
         return None
-    order = evidence.current.arrays["classes"]["class"]
-    shares = [(before[index] / sum(before), rows / sum(after)) for index, rows in zip(order, after, strict=True)]
-    distance = sum(abs(first - second) for first, second in shares) / 2
+    after, order, distance = table["rows"], table["class"], shares_apart(shares)
     is_worse = distance >= CERTAIN_DISTANCE and evidence.value("nll") > 1.5 * evidence.train_nll
     by_chance = _distance_by_chance(shares, sum(before), sum(after))
     if not distance >= max(SHIFT_DISTANCE, 2.5 * by_chance) or not (gain > 3 * error or is_worse):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_lossacc.diagnosis.data import first_sight, is_left_behind
+from lightning_lossacc.diagnosis.data import class_shares, first_sight, is_left_behind, shares_apart
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.floors import double_sigmoid_floor, double_softmax_floor, is_no_nll, smallest_nll
@@ -292,13 +292,11 @@ def _is_scale(record: Record, probe: Record) -> bool:
 
 def _is_resampled(evidence: Evidence) -> bool:
     """Whether the training steps have other class shares than the probe's rows: then a sampler is the reason."""
-    steps = evidence.current.arrays.get("train_classes") or []
-    table = evidence.train_probe[-1].arrays.get("classes", {})
-    rows = dict(zip(table.get("class", []), table.get("rows", []), strict=True))
-    if not sum(steps) or not sum(rows.values()) or set(rows) != set(range(len(steps))):
-        return False
-    shares = [(count / sum(steps), rows[place] / sum(rows.values())) for place, count in enumerate(steps)]
-    return sum(abs(one - two) for one, two in shares) / 2 > RESAMPLED
+    drawn, table = (
+        evidence.current.arrays.get("train_classes") or [],
+        evidence.train_probe[-1].arrays.get("classes", {}),
+    )
+    return shares_apart(class_shares(drawn, table)) > RESAMPLED
 
 
 def logged_keys(record: Record, word: str) -> list[str]:
