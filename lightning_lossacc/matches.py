@@ -8,6 +8,8 @@ Legend: n and m rows of either set, K logits a row.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,23 +23,35 @@ FEW_SHARE = 0.002
 # If more rows have such an output, or as many would match by chance, nothing is said.
 MOST_ALIKE = 0.5
 MOST_CHANCE = 0.05
+# Copies are told from matches by chance if there are twice as many, and by so many standard deviations of their number.
+CERTAIN_COPIES, CERTAIN_SIGMAS = 2.0, 3.0
+# Copies have their targets in common: of 332 matches in a set that repeats itself and was copied 1 … 4 % had another
+# one, of those between new rows of such a set, or behind a bottleneck of one unit, 9 … 35 %.
+MOST_OTHER, FEW_OTHER = 0.1, 2
+# Of so few rows hardly one repeats another one by chance; how often training rows do tells then.
+FEW_ROWS = 100
 CANDIDATES = 256
+# Rows of some classes were copied before the split: half of them and more have an equal one in their own set, of other
+# classes next to none, in so many groups of which none is a large part of its class, and nearly all are in both sets.
+COPIED, SINGLE, CLASS_ROWS, GROUPS, LARGEST_GROUP, IN_BOTH = 0.5, 0.02, 20, 5, 0.3, 0.8
 
 
 def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_target: Tensor) -> float | None:
     """Share of rows with a row of the same target and equal logits in the other set.
 
     Equal means within 1e-5 of the value and 1e-6 of the spread of the logits, in every class (a fifth of that for a
-    single logit). The share that matches by
-    chance, estimated from equal rows within the first set, is taken off, so that a set which repeats itself is counted
-    low rather than high.
+    single logit). The share that matches by chance is taken off: that of equal rows within the first set (within the
+    other one as well, if the first has fewer than 100 rows), for as many rows as the other set has. What is left counts
+    if it is twice that and three standard deviations of it. Where rows of some classes only repeat themselves,
+    they were copied before the sets were split, and all of them count.
 
     Args:
         logits, other_logits: (n, K), (m, K) float64.
         target, other_target: (n,), (m,) int64.
 
     Returns:
-        A share in [0, 1]; None if the outputs of most rows are alike, or matches by chance are frequent.
+        A share in [0, 1]; None if the outputs of most rows are alike, or if matches by chance are frequent and there
+        are not far more of them; 0 if one in ten matches has another target.
     """
     if len(logits) < 2 or not len(other_logits):
         return None
@@ -48,15 +62,60 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
         return None
     strictness = STRICTER if ours.shape[1] == 1 else 1.0
     tolerance = strictness * ABSOLUTE * spread, strictness * RELATIVE
-    equal, same = _equal_rows(ours, target, ours, target, tolerance, _few(len(ours)) + 1)
-    alike = equal > _few(len(ours)) + 1  # a row equals itself
-    chance = float(((same > 1) & ~alike).double().mean()) * len(theirs) / len(ours)
-    if float(alike.double().mean()) > MOST_ALIKE or chance > MOST_CHANCE:
+    alike, repeats = _repeats(ours, target, tolerance)
+    copied = _copied_before(ours, target, repeats, theirs, other_target, tolerance)
+    if copied:
+        return copied
+    chance = float((repeats & ~alike).double().mean()) * len(theirs) / len(ours)
+    if len(ours) < FEW_ROWS:
+        others_alike, others = _repeats(theirs, other_target, tolerance)
+        chance = max(chance, float((others & ~others_alike).double().mean()))
+    if float(alike.double().mean()) > MOST_ALIKE:
         return None
-    ours, target = ours[~alike], target[~alike]
-    equal, same = _equal_rows(ours, target, theirs, other_target, tolerance, _few(len(theirs)))
-    copies = (same > 0) & (equal <= _few(len(theirs)))
-    return max(0.0, float(copies.sum()) / len(logits) - chance)
+    few = _few(len(theirs))
+    equal, same = _equal_rows(ours[~alike], target[~alike], theirs, other_target, tolerance, few)
+    matched = (equal > 0) & (equal <= few)
+    copies, matches = int((matched & (same > 0)).sum()), int(matched.sum())
+    expected = chance * len(ours)
+    left = copies - expected
+    is_certain = left > max(CERTAIN_COPIES * expected, CERTAIN_SIGMAS * math.sqrt(expected))
+    if is_certain and matches - copies <= max(MOST_OTHER * matches, FEW_OTHER):
+        return left / len(ours)
+    return None if chance > MOST_CHANCE else 0.0
+
+
+def _repeats(rows: Tensor, target: Tensor, tolerance: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Which rows have an output that more than a few of their own set have, and which have an equal one of the same
+    target, (n,) bool each.
+    """
+    few = _few(len(rows))
+    equal, same = _equal_rows(rows, target, rows, target, tolerance, few + 1)
+    # A row equals itself, unless it has so many neighbours that it was not reached.
+    return (equal > few + 1) | (equal == 0), same > 1
+
+
+def _copied_before(
+    ours: Tensor,
+    target: Tensor,
+    repeats: Tensor,
+    theirs: Tensor,
+    other_target: Tensor,
+    tolerance: tuple[float, float],
+) -> float:
+    """Share of rows that were copied for balance before the sets were split, 0 if none were: see `COPIED`."""
+    sizes = torch.bincount(target).double()
+    shares = torch.bincount(target[repeats], minlength=len(sizes)) / sizes
+    known = sizes >= CLASS_ROWS
+    if not (known & (shares <= SINGLE)).any():
+        return 0.0
+    rows = repeats & (known & (shares >= COPIED))[target]
+    copies, labels = ours[rows], target[rows]
+    equal, group = _equal_rows(copies, labels, ours, target, tolerance, int(LARGEST_GROUP * len(ours)))
+    if float((1 / group).sum()) < GROUPS or bool((group > LARGEST_GROUP * sizes[labels]).any()):
+        return 0.0
+    _, there = _equal_rows(copies, labels, theirs, other_target, tolerance, 1)
+    is_shared = float((there > 0).double().mean()) >= IN_BOTH and int((equal > group).sum()) <= FEW_OTHER
+    return float(rows.sum()) / len(ours) if is_shared else 0.0
 
 
 def _few(rows: int) -> int:

@@ -304,6 +304,60 @@ def test_a_set_that_repeats_itself_gets_no_word() -> None:
     assert shared_rows(logits[mine], target[mine], logits[theirs], target[theirs]) is None
 
 
+def drawn(seed: int, pool: int, *counts: int) -> list[tuple[Tensor, Tensor]]:
+    """Sets of rows drawn with repetition from one pool of logits and targets."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(pool, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 5, (pool,), generator=generator)
+    places = [torch.randint(0, pool, (count,), generator=generator) for count in counts]
+    return [(logits[place], target[place]) for place in places]
+
+
+def test_copies_are_told_from_a_set_that_repeats_itself() -> None:
+    """New rows of a set that repeats itself match by chance; where half of them are copied, that half is counted."""
+    mine, theirs = drawn(0, 4000, 600, 300)
+    assert not shared_rows(*mine, *theirs)
+    theirs[0][:150], theirs[1][:150] = mine[0][:150], mine[1][:150]
+    assert shared_rows(*mine, *theirs) == pytest.approx(0.25, abs=0.03)
+
+
+def test_matches_of_other_targets_are_no_copies() -> None:
+    """Outputs that coincide by the network's doing have targets of their own: a fifth of them another one."""
+    (mine, target), (theirs, labels) = drawn(0, 10**6, 600, 300)
+    theirs[:200] = mine[:200]
+    labels[:200] = torch.where(torch.arange(200) % 5 > 0, target[:200], (target[:200] + 1) % 5)
+    assert shared_rows(mine, target, theirs, labels) == 0
+    labels[:200] = target[:200]
+    assert shared_rows(mine, target, theirs, labels) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_tiny_set_is_judged_by_the_repeats_of_the_other_one() -> None:
+    """Of 24 rows hardly one repeats another one; how often training rows do says what chance brings."""
+    mine, theirs = drawn(1, 2000, 24, 300)
+    assert not shared_rows(*mine, *theirs)
+    theirs[0][:24], theirs[1][:24] = mine
+    assert shared_rows(*mine, *theirs) > 0.7
+
+
+@pytest.mark.parametrize("copied", ["one class", "all classes", "nothing"])
+def test_rows_copied_before_the_split_are_found(copied: str) -> None:
+    """A rare class is copied twelve times for balance and then split: its rows are in both sets. Where all classes
+    repeat themselves, the set does, and that is no leak.
+    """
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(1200, 5, generator=generator, dtype=torch.float64)
+    target = (torch.arange(1200) < 600).long()
+    if copied == "one class":
+        logits[:600] = logits[:50].repeat(12, 1)
+    elif copied == "all classes":
+        logits = logits[:100].repeat(12, 1)
+        target = (torch.arange(1200) % 100 < 50).long()
+    order = torch.randperm(1200, generator=generator)
+    mine, theirs = order[:300], order[300:]
+    found = shared_rows(logits[mine], target[mine], logits[theirs], target[theirs])
+    assert found == pytest.approx(0.5, abs=0.05) if copied == "one class" else not found
+
+
 def test_matches_by_chance_are_taken_off() -> None:
     """On a line of 3000 logits some are equal to the last digit by chance: that many are no copies, 300 others are."""
     one, two = (5 + torch.randn(3000, 1, dtype=torch.float64) for _ in range(2))
