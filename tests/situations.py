@@ -147,6 +147,22 @@ SHIFTED = STATE.but(
         "fits": {"bias_gain": 0.1, "bias_gain_error": 0.01},
     }
 )
+# Half of the training rows are of either class, of these one in six; the loss is more than twice that of training.
+APART = STATE.but(
+    arrays=classes([200, 1000], [200, 1000], [200, 1000]) | {"train_classes": [500, 500]},
+    values={"nll": 0.5},
+    probe={"nll": 0.2},
+)
+# A loss with weights since the reference: rows go to the rare class.
+WEIGHTED = RISE.but(
+    accuracy="down",
+    accuracy_change=-0.06,
+    before={"balanced_accuracy": 0.6},
+    values={"nll": 0.6, "temperature": 1.1, "balanced_accuracy": 0.7},
+    before_arrays=classes([800, 200], [950, 50], [790, 40]),
+    arrays=classes([800, 200], [750, 250], [680, 130]),
+    paired={"refinement_change": 0.1, "refinement_change_error": 0.03},
+)
 UNREST = STATE.but(train=(1.0, 0.4, 0.9, 0.5, 1.1, 0.6, 1.2, 0.7), context={"update_ratio": 0.05, "learning_rate": 0.1})
 LEARNT = (1.0, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02, 0.01)
 # Nothing is left to lose in training, but validation swings with every step.

@@ -29,6 +29,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence
 from lightning_lossacc.history import Record
 from lightning_lossacc.trends import Verdict
 from tests.situations import (
+    APART,
     BEHIND,
     COLLAPSED,
     DIED,
@@ -60,6 +61,7 @@ from tests.situations import (
     TIGHT,
     UNLIKE,
     UNREST,
+    WEIGHTED,
     Numbers,
     Situation,
     classes,
@@ -144,6 +146,12 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
                 memory=MEMORY,
                 before_arrays={"cells": None},
             ),
+            "a few rows more than of these": RISE.but(
+                paired={"refinement_change": 0.09},
+                probe={"accuracy": 1.0},
+                memory=MEMORY | {"memorised_share": 0.028, "items": 300},
+                before_arrays={"cells": {"rows": [[0, 20], [0, 980]], "nll": [[0.0, 100.0], [0.0, 40.0]]}},
+            ),
             "as many of these rows are as wrong": RISE.but(
                 paired={"refinement_change": 0.09},
                 probe={"accuracy": 1.0},
@@ -192,6 +200,7 @@ CASES: dict[str, tuple[Situation, dict[str, Situation]]] = {
         SHIFTED,
         {
             "shares alike": SHIFTED.but(arrays={"train_classes": [100] * 10}),
+            "few rows, by chance": APART.but(arrays=classes([2, 10], [2, 10], [2, 10])),
             "a bias gains nothing certain": SHIFTED.but(arrays={"fits": {"bias_gain": 0.02, "bias_gain_error": 0.01}}),
         },
     ),
@@ -462,6 +471,32 @@ def test_label_noise_that_was_never_learnt(
         assert "have been 12.0 pp and more less accurate" in found.evidence[0] and "0.60 here" in found.evidence[1]
 
 
+def test_few_rows_or_many_that_are_apart() -> None:
+    """Classes in other shares to the loss of validation: of 1200 rows that is no chance."""
+    assert RULES["prior-shift"](APART.evidence()) is not None
+
+
+@pytest.mark.parametrize(
+    ("situation", "train_nll", "named"),
+    [
+        (WEIGHTED, 0.6, True),
+        (WEIGHTED, 0.4, False),
+        (WEIGHTED.but(values={"balanced_accuracy": 0.64}), 0.6, False),
+        (WEIGHTED.but(accuracy_change=0.01), 0.6, False),
+    ],
+    ids=["weights", "training rows gain", "rare classes gain little", "accuracy rises"],
+)
+def test_weights_for_rare_classes_raise_the_loss(situation: Situation, train_nll: float, named: bool) -> None:
+    """Rows move to the rare class, accuracy falls and balanced accuracy rises; training rows pay as well."""
+    evidence = situation.evidence()
+    reference = replace(evidence.reference, context={"train_nll": 0.5})
+    current = replace(evidence.current, context={"train_nll": train_nll})
+    found = find_causes("loss-up-accuracy-down", replace(evidence, reference=reference, current=current))
+    assert ("class-trade-off" in [cause.cause for cause in found]) is named
+    if named:
+        assert len(found) == 1 and "class 1 is predicted +20.0 pp more often, class 0 -20.0" in found[0].evidence[0]
+
+
 @pytest.mark.parametrize(
     ("reported", "cause", "news"),
     [
@@ -564,7 +599,11 @@ def test_a_training_loss_that_rises_far_and_stays_names_the_rate(train: tuple[fl
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(0.012, "so 32 … 94 % of it is confidence"), (0.1, "which fits more than one cause")],
+    [
+        (0.012, "so 32 … 94 % of it is confidence: too wide to name a cause"),
+        (0.004, "so 53 … 73 % of it is confidence: nothing else that was measured tells why"),
+        (0.1, "which fits more than one cause"),
+    ],
 )
 def test_an_unknown_cause_says_what_is_known(error: float, words: str) -> None:
     evidence = RISE.but(paired={"refinement_change": 0.037, "refinement_change_error": error}).evidence()

@@ -96,6 +96,16 @@ def test_a_ruling_dropout_needs_less_of_the_loss(dropout: float, temperature: fl
         assert find_causes(opening.event, opening.evidence)[0].cause == "over-regularisation" and opening.lasting
 
 
+@pytest.mark.parametrize(("penalty", "temperature", "opens"), [(0.5, 0.6, True), (0.3, 0.6, False), (0.5, 0.9, False)])
+def test_a_ruling_penalty_needs_less_of_the_loss(penalty: float, temperature: float, opens: bool) -> None:
+    """As for a dropout; the run still learns, slowly."""
+    values = {"nll": 0.8, "refinement_nll": 0.73, "temperature": temperature}
+    opening = loss_high(stream(STATE.but(values=values, probe={"nll": 0.75}), penalty=penalty), None)
+    assert (opening is not None) is opens
+    if opening is not None:
+        assert find_causes(opening.event, opening.evidence)[0].cause == "over-regularisation" and opening.lasting
+
+
 # -- rates -------------------------------------------------------------------------------------------------------------
 
 
@@ -261,12 +271,23 @@ QUARTER = RISE.but(
     [
         (QUARTER, True),
         (QUARTER.but(probe={"accuracy": 0.8}), False),
+        (QUARTER.but(before={"accuracy": 0.74}, context={"train_accuracy": 0.95}), True),
+        (QUARTER.but(before={"accuracy": 0.74}, context={"train_accuracy": 0.86}), False),
         (QUARTER.but(paired={"tail_change": 0.07}), False),
         (QUARTER.but(arrays={"tail": {"share": 0.26, "loss": 0.55, "score": 50.0, "temperature": 1.7}}), False),
         (QUARTER.but(arrays={"tail": {"share": 0.26, "loss": 0.55, "score": 25.0, "temperature": 1.3}}), False),
         (QUARTER.but(arrays={"tail": {"share": 0.4, "loss": 0.55, "score": 50.0, "temperature": 1.3}}), False),
     ],
-    ids=["wrong", "in training too", "carry less", "over-confident", "less certain", "too many"],
+    ids=[
+        "wrong",
+        "in training too",
+        "so it was",
+        "learnt by heart since",
+        "carry less",
+        "over-confident",
+        "less certain",
+        "too many",
+    ],
 )
 def test_a_large_tail_needs_more_evidence(situation: Situation, named: bool) -> None:
     assert (RULES["hard-tail"](situation.evidence()) is not None) is named

@@ -122,6 +122,23 @@ def test_both_fell_row_by_row(nll: tuple[float, float], accuracy: tuple[float, f
         assert opening.event == "loss-down-accuracy-down" and opening.evidence.accuracy.change == accuracy[0]
 
 
+@pytest.mark.parametrize(("last", "opens"), [(0.53, True), (0.61, False)])
+def test_a_loss_that_fell_is_below_that_of_the_evaluation_it_is_named_with(last: float, opens: bool) -> None:
+    """A single low loss stands between high ones; later losses are below their level, and above that one or not."""
+    sign = [(-1) ** epoch for epoch in range(27)]
+    losses = (
+        [1.0 + 0.01 * turn for turn in sign[:9]] + [0.6, 1.0, 1.0, 1.0] + [last + 0.01 * turn for turn in sign[13:]]
+    )
+    accuracies = [0.9 + 0.002 * turn for turn in sign[:9]] + [0.908] + [0.8 + 0.002 * turn for turn in sign[10:]]
+    series = [told(epoch, *both) for epoch, both in enumerate(zip(losses, accuracies, strict=True))]
+    stream = Stream(series, series[-1])
+    assert stream.loss_verdict(series[9]).kind == "down"
+    opening = accuracy_down(stream, None)
+    assert (opening is not None) is opens
+    if opening is not None:
+        assert opening.evidence.full_nll_change < 0
+
+
 @pytest.mark.parametrize(("drift", "opens"), [(0.0, True), (-0.001, False)])
 def test_a_level_of_accuracy_is_more_than_its_first_evaluation(drift: float, opens: bool) -> None:
     """A lucky evaluation began it; what followed stands 1 pp below that one, and does not move, or falls."""

@@ -11,7 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from lightning_lossacc.diagnosis import confidence, data, generalisation, measurement, optimisation
+from lightning_lossacc.diagnosis import confidence, data, generalisation, measurement, optimisation, sets
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence
 
@@ -30,8 +30,8 @@ HEADINGS: dict[str, tuple[Rule, ...]] = {
         generalisation.overfitting,
         generalisation.label_noise,
         generalisation.hard_tail,
-        generalisation.leakage,
-        generalisation.prior_shift,
+        sets.leakage,
+        sets.prior_shift,
         generalisation.capacity_limit,
     ),
     "data": (
@@ -98,13 +98,14 @@ _LOSS_UP = (
     "nothing-learned",
     "majority-collapse",
     "label-noise",
-    "hard-tail",
     "scale-growth",
+    "hard-tail",
     "over-confidence",
     "under-confidence",
     "overfitting",
     "mixed",
     "class-imbalance",
+    "class-trade-off",
 )
 ORDER: dict[str, tuple[str, ...]] = {
     "loss-down-accuracy-down": (
@@ -219,13 +220,16 @@ def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
 
 def supersedes(event: str, cause: str, reported: str) -> bool:
     """Whether a first cause is news after the reported one: what comes earlier in the order of decision is, and what
-    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not.
+    replaces a cause of confidence or generalisation; a mere consequence of the reported one is not, nor is confidence
+    where rows are the reason that do not go away.
     """
     names = _order_of(event)
     if cause not in names:
         return False
     if reported not in names:
         return True
+    if reported in LASTING_CAUSES and heading_of(cause) == "confidence":
+        return False
     if reported not in LASTING_CAUSES and heading_of(reported) in ("confidence", "generalisation"):
         return True
     return names.index(cause) < names.index(reported)

@@ -273,6 +273,9 @@ def accuracy_down(stream: Stream, known: Event | None) -> Opening | None:
             return None
         onset = shift.onset
     evidence = stream.evidence(reference, series[-1].paired.get("accuracy"))
+    # The level around a reference may lie above that evaluation itself; the report names the two evaluations.
+    if evidence.full_nll_change >= 0:
+        return None
     if both_fell:
         # By rows, where a trend of few or restless evaluations cannot be sure.
         change, error = (evidence.paired[key] for key in ("accuracy_change", "accuracy_change_error"))

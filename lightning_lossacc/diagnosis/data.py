@@ -15,6 +15,7 @@ COLLAPSED = 0.99  # share of predictions in one class
 # Fewer items than this can be too few; more are never called too few.
 SMALL_SET = 200
 TINY_SET = 50  # so few are always too few
+BALANCED_RISE = 0.05
 KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
 NAMED_APART, MOST_MOVED = 0.8, 0.75
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
@@ -92,10 +93,12 @@ def class_imbalance(evidence: Evidence) -> Cause | None:
 
 
 def class_trade_off(evidence: Evidence) -> Cause | None:
-    """Rows moved from one class to another: one class gains, another loses accuracy, while the loss falls.
+    """Rows moved from one class to another: one class gains accuracy, another loses it.
 
     What it finds: the counts of predicted classes moved by at least 2 pp, the class whose accuracy fell most lost
-        rows to classes that are predicted more often now, and of the one that gained most more rows are found.
+        rows to classes that are predicted more often now, and of the one that gained most more rows are found; where
+        the loss rose, balanced accuracy rose by 5 pp and more while accuracy fell, and the loss of training rows rose
+        as well.
     Why it matters: overall accuracy fell although the model learned; a bias a class decides where the boundary lies.
     Evidence it needs: the class table.
     What to do: logit adjustment or thresholds; balanced accuracy if classes matter alike.
@@ -112,6 +115,13 @@ def class_trade_off(evidence: Evidence) -> Cause | None:
     gained = max(range(len(moved)), key=moved.__getitem__)
     lost = min(range(len(change)), key=change.__getitem__)
     if not (distance >= 0.02 and change[lost] < 0 < change[gained] and moved[lost] < 0):
+        return None
+    # Weights for rare classes cost loss and accuracy on all rows, those of training among them.
+    if evidence.nll_change > 0 and not (
+        evidence.difference("balanced_accuracy") >= BALANCED_RISE
+        and evidence.accuracy.change < 0
+        and evidence.training_rise > 0
+    ):
         return None
     names = after["class"]
     return Cause(

@@ -38,6 +38,8 @@ PATIENCE = 5
 REVISION = 3
 # The shares of confidence and generalisation shift slowly from one name to another.
 SLOW_REVISION = 5
+# Percent of a rise; an interval that is no wider tells confidence from the rest.
+NARROW_SHARE = 25
 # Of fewer items a single one decides every number.
 MIN_ITEMS = 10
 
@@ -288,7 +290,8 @@ def _why_unknown(opening: Opening) -> str:
     if not (least > 0 or most < 1):
         return f"{known}, which fits more than one cause"
     least, most = (100 * min(max(share, 0.0), 1.0) for share in (least, most))
-    return f"{known}, so {100 - most:.0f} … {100 - least:.0f} % of it is confidence: too wide to name a cause"
+    ending = "too wide to name a cause" if most - least > NARROW_SHARE else "nothing else that was measured tells why"
+    return f"{known}, so {100 - most:.0f} … {100 - least:.0f} % of it is confidence: {ending}"
 
 
 def _numbers(evidence: Evidence) -> dict[str, Any]:

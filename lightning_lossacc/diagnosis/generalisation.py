@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
-from lightning_lossacc.diagnosis.data import COLLAPSED, class_imbalance, class_shares, shares_apart
+from lightning_lossacc.diagnosis.data import class_imbalance
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
+from lightning_lossacc.diagnosis.sets import leakage
 from lightning_lossacc.floors import labels_contradict
 
-# Share of the probe's training rows that must have been learnt against the model's own confident answer.
-MEMORISED_SHARE = 0.02
+# Share of the probe's training rows that must have been learnt against the model's own confident answer, and the least
+# difference of both shares in standard errors.
+MEMORISED_SHARE, MEMORISED_SCORE = 0.02, 3.0
 # Over the share of validation rows that were as wrong: 0 … 1 in trainings without label noise, 1.5 … 35 with 20 … 30 %.
 HARDER = 1.25
 NEVER_LEARNT = 0.10  # by which training rows are less accurate than validation rows, at the reference and now
@@ -26,16 +28,11 @@ LASTING_GAP = 5  # evaluations
 TAIL_SHARES, TAIL_CARRIES = (0.003, 0.35), 0.5
 # Beyond the first share, tails of networks that are wrong by themselves carry 0.25 … 0.7 of the loss; 23 … 29 % wrong
 # labels carried 0.83 … 1.0 of it, at a temperature of the others of 0.4 … 1.5 and 2.5 times the ratio.
-LARGE_TAIL, LARGE_CARRIES, LARGE_TEMPERATURE, LARGE_SCORE = 0.12, 0.8, 1.6, 2.5
+LARGE_TAIL, LARGE_CARRIES, LARGE_TEMPERATURE, LARGE_SCORE, LARGE_AHEAD = 0.12, 0.8, 1.6, 2.5, 0.6
 # Best temperature without the tail: 0.07 … 1.7 where labels were wrong, 2.9 … 4.4 where all rows were over-confident.
 TAIL_TEMPERATURE = 2.0
 # Up to this one where the ratio is so many times as large: 8 … 20 with 3 … 10 % wrong labels, 1.1 … 4.8 without.
 CERTAIN_TEMPERATURE, CERTAIN_TAIL = 3.0, 6.25
-# Share of validation rows that may be the same as training rows by chance or harmless repetition.
-DUPLICATES_SHARE = 0.05
-# Total variation distance between the class shares of training and validation that matters.
-SHIFT_DISTANCE = 0.10
-CERTAIN_DISTANCE = 0.25  # such a distance needs no gain of a bias to matter, if validation is worse than training
 # Training is on the level of validation if its loss is at least this part of it and its accuracy so near.
 LEVEL_SHARE, LEVEL_ACCURACY = 0.60, 0.15
 
@@ -101,7 +98,7 @@ def label_noise(evidence: Evidence) -> Cause | None:
         before it, by 8 pp and three standard errors in the same mode, of which they have caught up 5 pp. Or they are
         10 pp less accurate for five evaluations, and the best temperature here is below 1. Or many training rows
         became right since, to which the model had given another class with confidence (NLL above ln C + 1), more than
-        1.25 times the share of validation rows like that.
+        1.25 times the share of validation rows like that, and by three standard errors.
     Why it matters: regularisation treats the symptom; the labels can be corrected.
     Evidence it needs: accuracy on training rows; with `train_probe=` they are followed one by one and listed.
     What to do: look at the listed rows; relabel or drop them; a robust loss; keep the checkpoint of the refinement
@@ -124,6 +121,9 @@ def label_noise(evidence: Evidence) -> Cause | None:
     share, items = memory.get("memorised_share", 0.0), memory.get("items", 0)
     here = _hard_share(evidence)
     memorised = share >= MEMORISED_SHARE and share * items >= 5 and 0 <= HARDER * here < share
+    if memorised:
+        rows = 1 / items + 1 / evidence.reference.num_rows
+        memorised = share - here > MEMORISED_SCORE * math.sqrt(here * (1 - here) * rows)
     if not (memorised or is_behind):
         return None
     lines = [f"accuracy on training rows {100 * evidence.train_accuracy:.1f} % now"]
@@ -230,7 +230,7 @@ def hard_tail(evidence: Evidence) -> Cause | None:
         for every 1000 rows, at least 12), the best temperature of the others is at most 2 (3 where that ratio is 75),
         and the rows of that share carry at least half of the rise; of one evaluation, half of the loss. Of a share up
         to 35 % more is asked: a ratio of 30, a temperature of at most 1.6, four fifths, and that training rows are more
-        accurate by half of that share. Not where rare
+        accurate by 0.6 of that share, and were at the reference. Not where rare
         classes are mostly missed or validation rows are training rows, since such rows contradict the model too.
     Why it matters: they may be mislabelled, corrupted or of a kind that training never showed; for the rest the model
         is as good as it was, and a temperature makes all rows pay for a few.
@@ -251,8 +251,8 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     is_large = tail["share"] > LARGE_TAIL
     is_certain = tail["temperature"] <= CERTAIN_TEMPERATURE and labels_contradict(tail["score"] / CERTAIN_TAIL, items)
     if is_large:
-        ahead = evidence.train_accuracy - accuracy_of(evidence.current)
-        is_certain = tail["temperature"] <= LARGE_TEMPERATURE and ahead >= tail["share"] / 2
+        ahead = _least_ahead(evidence)
+        is_certain = tail["temperature"] <= LARGE_TEMPERATURE and ahead >= LARGE_AHEAD * tail["share"]
         is_certain = is_certain and labels_contradict(tail["score"] / LARGE_SCORE, items)
     if (is_large or tail["temperature"] > TAIL_TEMPERATURE) and not is_certain:
         return None
@@ -280,78 +280,16 @@ def hard_tail(evidence: Evidence) -> Cause | None:
     )
 
 
-def leakage(evidence: Evidence) -> Cause | None:
-    """Validation rows are among the training rows, so that validation measures memory.
-
-    What it finds: many validation rows have exactly the logits of a training row with the same target, which only the
-        same input has.
-    Why it matters: every number of this validation is too good, and no choice made on it can be trusted.
-    Evidence it needs: `train_probe=` and at most 64 classes.
-    What to do: remove duplicates before splitting; split by group (patient, user, recording) and by time.
-    When it is wrong: a data set that really repeats itself (few discrete features).
-    Reference: Kapoor and Narayanan 2023.
+def _least_ahead(evidence: Evidence) -> float:
+    """By how much training rows are more accurate than these, now or at the reference, where they were not yet learnt
+    by heart: whichever is less.
     """
-    share = evidence.current.arrays.get("duplicates")
-    # The same rows are shared in every evaluation; outputs that coincide by the network's doing are others each time.
-    last = [record.arrays["duplicates"] for record in evidence.series[-3:] if "duplicates" in record.arrays]
-    if share is None or not min([share, *last]) >= DUPLICATES_SHARE:
-        return None
-    # A collapsed network gives different rows outputs that differ by next to nothing.
-    if evidence.value("predicted_majority_rate") >= COLLAPSED:
-        return None
-    return Cause(
-        "leakage",
-        share=math.nan,
-        evidence=(
-            f"{100 * share:.0f} % of the validation rows have the logits of a training row with the same target",
-            f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows",
-        ),
-    )
-
-
-def prior_shift(evidence: Evidence) -> Cause | None:
-    """Classes occur in other shares than in training; a bias a class repairs it, a temperature does not.
-
-    What it finds: the class shares of training and validation differ by 10 pp or more in total variation, and by 2.5
-        times what chance brings, and a bias for each class (cross-fitted) lowers the loss certainly, beyond one
-        temperature; or they differ by 25 pp or more and the loss is more than 1.5 times that of training rows.
-    Why it matters: the model is fine for the shares that it was trained on.
-    Evidence it needs: class counts of training, and the fits on the probe (C <= 64).
-    What to do: add log(new share / old share) to the logits (logit adjustment); split with stratification.
-    When it is wrong: training that resamples classes on purpose shows the same numbers: then the adjustment undoes it.
-    Reference: Saerens et al. 2002; Menon et al. 2021.
-    """
-    before, table = evidence.current.arrays.get("train_classes") or [], evidence.current.arrays.get("classes", {})
-    fits = evidence.current.arrays.get("fits") or {}
-    gain, error = fits.get("bias_gain", math.nan), fits.get("bias_gain_error", math.nan)
-    shares = class_shares(before, table)
-    if not shares:
-        return None
-    after, order, distance = table["rows"], table["class"], shares_apart(shares)
-    is_worse = distance >= CERTAIN_DISTANCE and evidence.value("nll") > 1.5 * evidence.train_nll
-    by_chance = _distance_by_chance(shares, sum(before), sum(after))
-    if not distance >= max(SHIFT_DISTANCE, 2.5 * by_chance) or not (gain > 3 * error or is_worse):
-        return None
-    saved = f"one bias a class saves {gain:.4f} ± {2.58 * error:.4f} nats beyond one temperature"
-    if not gain > 3 * error:
-        saved = f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows"
-    moved = max(range(len(shares)), key=lambda place: abs(shares[place][0] - shares[place][1]))
-    return Cause(
-        "prior-shift",
-        share=math.nan,
-        evidence=(
-            f"class shares differ by {100 * distance:.0f} pp (class {order[moved]}: {100 * shares[moved][0]:.0f} % in "
-            f"training, {100 * shares[moved][1]:.0f} % here)",
-            saved,
-        ),
-    )
-
-
-def _distance_by_chance(shares: list[tuple[float, float]], first_rows: float, second_rows: float) -> float:
-    """Expected total variation distance of two samples of the same class shares: half the sum of E|difference|."""
-    size = 1 / first_rows + 1 / second_rows
-    spreads = (math.sqrt(2 / math.pi * share * (1 - share) * size) for share in (sum(pair) / 2 for pair in shares))
-    return sum(spreads) / 2
+    steps = evidence.reference.context.get("train_accuracy", math.nan)
+    place = evidence.reference.global_step
+    probe = next((accuracy_of(record) for record in evidence.train_probe if record.global_step == place), steps)
+    ends = (evidence.train_accuracy, evidence.current), (probe, evidence.reference)
+    found = [there - accuracy_of(here) for there, here in ends]
+    return min((gap for gap in found if math.isfinite(gap)), default=math.nan)
 
 
 def capacity_limit(evidence: Evidence) -> Cause | None:

@@ -21,9 +21,9 @@ from lightning_lossacc.diagnosis.data import (
 from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_share
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
-from lightning_lossacc.diagnosis.generalisation import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
 from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT
+from lightning_lossacc.diagnosis.sets import DUPLICATES_SHARE, prior_shift
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
@@ -35,7 +35,8 @@ CONSTANT_EVALUATIONS = 5
 HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
-RULED_SHARE = 1 / 3  # of that share where a dropout of 0.8 and more keeps the logits small
+RULED_SHARE = 1 / 3  # of that share where a dropout of 0.8 and more, or a penalty, keeps the logits small
+RULING_PENALTY = 0.5  # of the loss
 DEAD_EVALUATIONS = 3
 LEFT_SHARE = 0.8  # of the entropy of the labels
 
@@ -108,7 +109,9 @@ def loss_high(stream: Stream, known: Event | None) -> Opening | None:
         fits = record.arrays.get("fits", {})
         bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
         excess = loss - record.values.get("refinement_nll", math.nan) + bias
-        ruled = record.context.get("dropout", 0.0) >= RULING_DROPOUT and record.values.get("temperature", 1.0) < 0.8
+        ruled = record.context.get("dropout", 0.0) >= RULING_DROPOUT
+        ruled = ruled or record.context.get("penalty", 0.0) >= RULING_PENALTY * loss
+        ruled = ruled and record.values.get("temperature", 1.0) < 0.8
         high = excess >= share * loss * (RULED_SHARE if ruled else 1.0) and excess >= nats
         return high or is_renamed(record) or bias >= 0.1 * loss > 0.005
 
