@@ -31,6 +31,15 @@ def interval(change: float, error: float) -> tuple[float, float]:
     return change - _QUANTILE * error, change + _QUANTILE * error
 
 
+def accuracy_spread(error: float, items: int) -> float:
+    """Half the width of the 99 % interval of an accuracy by its standard error.
+
+    Where all items are right, or none, the error is 0; then the share that so many items would miss in one sample of a
+    hundred, 1 - 0.01^(1 / items) (Clopper and Pearson 1934).
+    """
+    return _QUANTILE * error or 1 - 0.01 ** (1 / max(items, 1))
+
+
 def by_group(paired: dict[str, Any]) -> dict[str, float]:
     """Change of the NLL (nats) by what happened to the item: right both times, wrong both times, flips each way."""
     return {group["name"]: group["change"] for group in paired["groups"]}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from lightning_lossacc import trends
-from lightning_lossacc.attribution import interval
+from lightning_lossacc.attribution import accuracy_spread, interval
 from lightning_lossacc.curves import event_counts
 from lightning_lossacc.diagnosis.changes import loss_rise, practical_floor
 from lightning_lossacc.diagnosis.event import Event
@@ -32,7 +32,7 @@ def opening(record: Record, source: str, unpaired: str) -> str:
     """After the first evaluation: what was captured, what it can resolve, and how the logged loss is made up."""
     values = record.values
     lines = [f"lossacc · {place(record.stage, record.loader)} · captured from {source}"]
-    low, high = interval(0.0, values["accuracy_standard_error"])
+    spread = accuracy_spread(values["accuracy_standard_error"], record.num_items)
     loss_low, loss_high = interval(0.0, values["nll_standard_error"])
     size = f"{record.num_rows} rows"
     if record.num_items != record.num_rows:
@@ -41,7 +41,7 @@ def opening(record: Record, source: str, unpaired: str) -> str:
     lines.append(
         f"{classes}{'+' if -1 in record.arrays['classes']['class'] else ''} classes, {size}: one row is "
         f"{100 / max(record.num_rows, 1):.2g} pp; as of this evaluation, accuracy on new data of this size is known to "
-        f"±{50 * (high - low):.1f} pp and NLL to ±{(loss_high - loss_low) / 2:.3f} nats (99 %)"
+        f"±{100 * spread:.1f} pp and NLL to ±{(loss_high - loss_low) / 2:.3f} nats (99 %)"
     )
     excluded = {name: rows for name, rows in record.arrays["excluded"].items() if rows and name != "ties"}
     if excluded:

@@ -31,6 +31,8 @@ MOST_OTHER, FEW_OTHER = 0.1, 2
 # Of so few rows hardly one repeats another one by chance; how often training rows do tells then.
 FEW_ROWS = 100
 CANDIDATES = 256
+# An output that so large a share of the other set has, or so many rows, is that of a saturated network.
+LARGEST_CLUSTER, CLUSTER = 0.05, 64
 # Rows of some classes were copied before the split: half of them and more have an equal one in their own set, of other
 # classes next to none, in so many groups of which none is a large part of its class, and nearly all are in both sets.
 COPIED, SINGLE, CLASS_ROWS, GROUPS, LARGEST_GROUP, IN_BOTH = 0.5, 0.02, 20, 5, 0.3, 0.8
@@ -55,13 +57,9 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
     """
     if len(logits) < 2 or not len(other_logits):
         return None
-    # A masked class is -inf in all rows; any number does.
-    ours, theirs = (rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for rows in (logits, other_logits))
-    spread = float(ours.std(0).max())
-    if not spread > RELATIVE * float(ours.abs().max()):
+    ours, theirs, tolerance = _prepared(logits, other_logits, is_line=logits.shape[1] == 1)
+    if tolerance is None:
         return None
-    strictness = STRICTER if ours.shape[1] == 1 else 1.0
-    tolerance = strictness * ABSOLUTE * spread, strictness * RELATIVE
     alike, repeats = _repeats(ours, target, tolerance)
     copied = _copied_before(ours, target, repeats, theirs, other_target, tolerance)
     if copied:
@@ -82,6 +80,54 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
     if is_certain and matches - copies <= max(MOST_OTHER * matches, FEW_OTHER):
         return left / len(ours)
     return None if chance > MOST_CHANCE else 0.0
+
+
+def twins(
+    logits: Tensor, target: Tensor, nll: Tensor, other_logits: Tensor, other_target: Tensor
+) -> dict[str, float] | None:
+    """Rows with a row of the same target and equal logits in the other set, and what the rows without one cost.
+
+    Copies that were made before a random split stand in both sets as the rows of a set that repeats itself do, so that
+    nothing is taken off as chance here. What they do to a network that learns rows by heart tells.
+
+    Args:
+        logits, other_logits: (n, K), (m, K) float64.
+        target, other_target: (n,), (m,) int64.
+        nll: (n,) nats.
+
+    Returns:
+        Share of the rows that have one, mean NLL (nats) of these and of the others, the standard error of the
+        difference, and the number of the others. None if the outputs of many rows are alike, if one match in ten has
+        another target, or if fewer than 20 rows have one, or none.
+    """
+    if len(logits) < 2 * CLASS_ROWS or not len(other_logits):
+        return None
+    # Two logits lie on a line as well, where the network is sure of their sum.
+    ours, theirs, tolerance = _prepared(logits, other_logits, is_line=logits.shape[1] <= 2)
+    if tolerance is None:
+        return None
+    most = min(int(LARGEST_CLUSTER * len(theirs)), CLUSTER)
+    equal, same = _equal_rows(ours, target, theirs, other_target, tolerance, most)
+    matched, copies = equal > 0, same > 0
+    few_others = int((matched & ~copies).sum()) <= max(MOST_OTHER * int(matched.sum()), FEW_OTHER)
+    groups = [nll[rows] for rows in (copies, ~matched)]
+    if bool((equal > most).any()) or not few_others or min(map(len, groups)) < CLASS_ROWS:
+        return None
+    error = math.hypot(*(float(group.std()) / math.sqrt(len(group)) for group in groups))
+    with_one, without = (float(group.mean()) for group in groups)
+    share = float(copies.double().mean())
+    return {"share": share, "nll": with_one, "others_nll": without, "error": error, "others": float(len(groups[1]))}
+
+
+def _prepared(logits: Tensor, other_logits: Tensor, is_line: bool) -> tuple[Tensor, Tensor, tuple[float, float] | None]:
+    """Both sets with numbers for masked classes, and the tolerance of equality; None for it if all rows are alike."""
+    # A masked class is -inf in all rows; any number does.
+    ours, theirs = (rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for rows in (logits, other_logits))
+    spread = float(ours.std(0).max())
+    if not spread > RELATIVE * float(ours.abs().max()):
+        return ours, theirs, None
+    strictness = STRICTER if is_line else 1.0
+    return ours, theirs, (strictness * ABSOLUTE * spread, strictness * RELATIVE)
 
 
 def _repeats(rows: Tensor, target: Tensor, tolerance: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -172,6 +172,14 @@ class Probe:
             return None
         return matches.shared_rows(ours[1], ours[2], theirs[1], theirs[2])
 
+    def twins(self, other: Probe) -> dict[str, float] | None:
+        """Rows that the other probe holds too, and what the others cost; see `matches.twins`."""
+        ours, theirs = self.rows(), other.rows()
+        if ours is None or theirs is None or ours[1].shape[1] != theirs[1].shape[1]:
+            return None
+        nll = F.cross_entropy(self._both(ours[1]), ours[2], reduction="none")
+        return matches.twins(ours[1], ours[2], nll, theirs[1], theirs[2])
+
     def compare(self, name: str, temperature: float) -> dict[str, Any] | None:
         """The current evaluation against the reference `name`; None without one, or if the items are not the same."""
         reference = self.references.get(name)

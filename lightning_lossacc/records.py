@@ -102,6 +102,7 @@ def probed(state: StageState, train_probe: StageState | None) -> dict[str, Any]:
         found["tail"] = tail.numbers()
     if train_probe is not None and train_probe.probe is not None and train_probe.complete:
         found["duplicates"] = probe.duplicates(train_probe.probe)
+        found["twins"] = probe.twins(train_probe.probe)
     return {name: value for name, value in found.items() if value is not None and value != {}}
 
 

@@ -129,6 +129,7 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
         optimisation.restart_schedule,
     ),
     "blow-up": (
+        optimisation.look_at_batches,
         optimisation.last_good_checkpoint,
         optimisation.lower_learning_rate,
         optimisation.clip_gradients,

@@ -40,13 +40,14 @@ WATCHED = (
     "batch_norm_momentum",
     "batch_norm_drift",
     "training_layers",
+    "frozen_share",
 )
 # Optimizers beside AdamW and its variants whose decay is decoupled, by name: not all of them are in torch.
 DECOUPLED = ("Adafactor", "LAMB", "Lamb", "Lion", "Muon", "SGDW")
 
 
 def to_vector(watched: Mapping[str, float], device: torch.device, is_first_rank: bool) -> Tensor:
-    """Rank zero's numbers and zeros from all others, (18,) float64, so that their sum is rank zero's; NaN is absent."""
+    """Rank zero's numbers and zeros from all others, (19,) float64, so that their sum is rank zero's; NaN is absent."""
     values = [watched.get(key, math.nan) if is_first_rank else 0.0 for key in WATCHED]
     return torch.tensor(values, dtype=torch.float64, device=device)
 

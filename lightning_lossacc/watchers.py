@@ -19,7 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lightning_lossacc.activations import Activations
-from lightning_lossacc.modes import dropout_rate, training_layers
+from lightning_lossacc.modes import dropout_rate, frozen_share, training_layers
 from lightning_lossacc.normalisation import Normalisation
 from lightning_lossacc.readings import Reading
 from lightning_lossacc.training import is_decoupled
@@ -275,6 +275,7 @@ class Watcher:
             watched_units: units of all layers behind these shares.
             dropout: largest probability.
             training_layers: layers of dropout and batch normalisation that are in training mode at this call.
+            frozen_share: share of the weights that no gradient reaches.
             batch_norm_layers, batch_norm_momentum: layers with running statistics, and their smallest momentum.
             batch_norm_drift: largest distance over these layers between the statistics of sampled batches and the
                 running ones, see `Normalisation`.
@@ -338,7 +339,7 @@ class Watcher:
         if module is None:
             return {}
         found = {"dropout": max(map(dropout_rate, module.modules())), **self._normalisation.settings()}
-        found["training_layers"] = training_layers(module)
+        found |= {"training_layers": training_layers(module), "frozen_share": frozen_share(module)}
         decays = [
             float(group["weight_decay"] or 0.0)
             for optimizer in filter(None, (reference() for reference in self._optimizers.values()))

@@ -108,7 +108,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "attribution": ({"history"}, set()),
     "diagnosis.event": ({"history"}, set()),
     "diagnosis.evidence": ({"attribution", "floors", "history", "trends"}, set()),
-    "diagnosis.confidence": ({"diagnosis.event", "diagnosis.evidence", "floors"}, set()),
+    "diagnosis.confidence": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "floors"}, set()),
+    "diagnosis.steps": ({"diagnosis.evidence"}, set()),
     "diagnosis.sets": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence"}, set()),
     "diagnosis.generalisation": (
         {
@@ -124,7 +125,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history", "renaming"}, set()),
     "diagnosis.dead": ({"diagnosis.data", "history"}, set()),
     "diagnosis.optimisation": (
-        {"diagnosis.data", "diagnosis.dead", "diagnosis.event", "diagnosis.evidence"},
+        {"diagnosis.data", "diagnosis.dead", "diagnosis.event", "diagnosis.evidence", "diagnosis.steps"},
         set(),
     ),
     "diagnosis.measurement": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),

@@ -582,7 +582,7 @@ def test_nothing_is_known_before_the_first_step() -> None:
     model, watcher = nn.Sequential(mlp(), nn.Dropout(0.3)), Watcher()
     assert watcher.values() == {}
     watcher.start(model)
-    assert watcher.values() == {"dropout": 0.3, "batch_norm_layers": 0, "training_layers": 1}
+    assert watcher.values() == {"dropout": 0.3, "batch_norm_layers": 0, "training_layers": 1, "frozen_share": 0}
 
 
 def test_half_precision_gradients_do_not_overflow() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_lossacc.advice.measured import Measured, number, percent
-from lightning_lossacc.attribution import LEVEL, interval
+from lightning_lossacc.attribution import LEVEL, accuracy_spread, interval
 from lightning_lossacc.floors import double_sigmoid_floor, double_softmax_floor
 
 USUAL_MOMENTUM = 0.1  # of batch normalisation in PyTorch
@@ -183,10 +183,10 @@ def more_items(measured: Measured, accuracy_margin: float = 0.01, relative: floa
             wanted.append(f"{math.ceil(items * (half / width) ** 2)} items to know {what}")
     if not wanted:
         return "a larger validation set: with so few items a single one decides every number"
-    low, high = interval(0.0, measured.value("accuracy_standard_error"))
+    spread = accuracy_spread(measured.value("accuracy_standard_error"), items)
     return (
         f"a larger validation set: {' and '.join(wanted)} ({100 * LEVEL:.0f} %); with {items} items accuracy is known "
-        f"to ±{50 * (high - low):.1f} pp"
+        f"to ±{100 * spread:.1f} pp"
     )
 
 

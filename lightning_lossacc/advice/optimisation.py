@@ -9,6 +9,7 @@ from lightning_lossacc.advice.measured import Measured, described, number, perce
 # Size of an update over that of the weight (medians over weight tensors) at which networks usually learn well.
 USUAL_UPDATE = 1e-3
 ENDED = 1e-3  # of the largest rate: what is left moves nothing
+LEAP = 2.0  # of the training loss from one epoch to the next
 _STEPS = (1.0, 3.0)
 # Clipping cuts steps rather than spikes where its norm is below this part of the median norm.
 CLIPPED = 0.1
@@ -131,6 +132,24 @@ def precision(measured: Measured) -> str:
     return (
         f'Trainer(precision="bf16-mixed") instead of "16-mixed", and Trainer(detect_anomaly=True) names the operation '
         f"that made the first NaN{counted}"
+    )
+
+
+def look_at_batches(measured: Measured) -> str | None:
+    """Where training itself leapt; None where it did not."""
+    series = measured.evaluations
+    losses = [record.context.get("train_nll", math.nan) for record in series]
+    leaps = [
+        (after / before, record.epoch)
+        for before, after, record in zip(losses, losses[1:], series[1:], strict=False)
+        if after > LEAP * before > 0
+    ]
+    if not leaps:
+        return None
+    size, epoch = max(leaps)
+    return (
+        f"look at the batches of epoch {epoch}, in which the training loss rose to {number(size)} times the epoch "
+        "before: print batch_idx and the range of the inputs where a step's loss exceeds ten times its usual size"
     )
 
 

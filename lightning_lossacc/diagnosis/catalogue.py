@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 
 from lightning_lossacc.diagnosis import confidence, data, generalisation, measurement, optimisation, sets
@@ -131,7 +132,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "nothing-learned",
         "majority-collapse",
     ),
-    "little-learnt": ("over-regularisation", "learning-rate-too-low"),
+    "little-learnt": ("over-regularisation", "learning-rate-too-low", "capacity-limit"),
     "accuracy-hides-classes": ("prior-shift", "class-imbalance"),
     "class-shares-differ": ("prior-shift",),
     "few-items": ("validation-too-small",),
@@ -195,6 +196,10 @@ INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
 # Rows that do not go away: wrong labels stay the cause once they have been learnt by heart, and rows that contradict
 # the model once its confidence in all the others hides them.
 LASTING_CAUSES = ("label-noise", "hard-tail")
+# What makes these look wrong as well; a leak is none of it, nor are other shares of classes.
+RULING_CAUSES = ("label-mapping-mismatch", "validation-mismatch", "train-eval-mismatch")
+CONSEQUENCES = ("majority-collapse", "class-imbalance", "class-trade-off", "nothing-learned")
+FITTING_TEMPERATURE = 1.1
 # Ordinary unless a cause is found.
 NEEDS_CAUSE = (
     "loss-down-accuracy-flat",
@@ -214,8 +219,21 @@ def _order_of(event: str) -> tuple[str, ...]:
 
 
 def find_causes(event: str, evidence: Evidence) -> tuple[Cause, ...]:
-    """Causes that hold, in the order of decision; empty if none does."""
-    return tuple(cause for cause in (RULES[name](evidence) for name in _order_of(event)) if cause is not None)
+    """Causes that hold, in the order of decision, without mere consequences of the first; empty if none does."""
+    found = [cause for cause in (RULES[name](evidence) for name in _order_of(event)) if cause is not None]
+    names = [cause.cause for cause in found]
+    tail = evidence.current.arrays.get("tail", {})
+    if "hard-tail" in names and tail.get("temperature", math.inf) <= FITTING_TEMPERATURE:
+        # Of the rows without it the confidence is no larger than it ought to be.
+        found = [cause for cause in found if cause.cause != "over-confidence"]
+    return tuple(cause for cause in found if not follows(cause.cause, names[0]))
+
+
+def follows(cause: str, other: str) -> bool:
+    """Whether a cause is a mere consequence of another one: rows that are wrong, unlike or asked in another mode make
+    confidence, answers and shares of classes look as if something were wrong with them.
+    """
+    return other in RULING_CAUSES and (heading_of(cause) in ("confidence", "generalisation") or cause in CONSEQUENCES)
 
 
 def supersedes(event: str, cause: str, reported: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lightning_lossacc.diagnosis.data import COLLAPSED
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.floors import constant_confidence_nll
@@ -19,6 +20,7 @@ MIXED_WIDTH = 0.40  # of the interval of the share that is left; a wider one tel
 LOST_SHARE, LOST_NATS = 0.25, 0.02  # of label entropy less the loss after one temperature
 BALANCED_GAIN = 0.02
 REFINED_GAIN = 0.05
+FAR_AHEAD = 0.2  # accuracy
 
 
 def over_confidence(evidence: Evidence) -> Cause | None:
@@ -53,6 +55,7 @@ def over_confidence(evidence: Evidence) -> Cause | None:
     against = ()
     if evidence.accuracy.kind == "down":
         against = (f"accuracy fell by {-100 * evidence.accuracy.change:.1f} pp",)
+    against += _unlike(evidence)
     return Cause(
         "over-confidence",
         share=min(1.0, 1 - change / evidence.nll_change),
@@ -218,6 +221,9 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
     if not (evidence.nll_change < 0 and evidence.accuracy.change < 0) or high != high:
         return None
     share = 1 - change / evidence.nll_change
+    # One that gives every row to one class has nothing left to be sure of.
+    if evidence.value("predicted_majority_rate") >= COLLAPSED:
+        return None
     # A network that became surer did not gain by doubt.
     if evidence.difference("temperature") > 0:
         return None
@@ -244,6 +250,9 @@ def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | Non
     if edge and evidence.temperature > 1:
         # No temperature is best: such logits say nothing, and that is no matter of confidence alone.
         return None
+    against = (f"your loss has {terms}, which brings this",) if terms and cause == "under-confidence" else ()
+    if cause == "over-confidence":
+        against = _unlike(evidence)
     return Cause(
         cause,
         share=(nll - refined) / nll,
@@ -253,7 +262,18 @@ def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | Non
             f"mean confidence {100 * evidence.value('confidence'):.1f} % at accuracy "
             f"{100 * evidence.value('accuracy'):.1f} %",
         ),
-        against=(f"your loss has {terms}, which brings this",) if terms and cause == "under-confidence" else (),
+        against=against,
+    )
+
+
+def _unlike(evidence: Evidence) -> tuple[str, ...]:
+    """What speaks against a matter of confidence alone: training rows are far more accurate than these."""
+    train, here = evidence.train_accuracy, accuracy_of(evidence.current)
+    if not train - here >= FAR_AHEAD:
+        return ()
+    return (
+        f"training rows are {100 * train:.0f} % accurate and these {100 * here:.0f} %: learnt by heart, or these are "
+        "of another kind (a later time, another site), and a temperature changes no answer",
     )
 
 

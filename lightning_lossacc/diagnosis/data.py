@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_lossacc.attribution import interval
+from lightning_lossacc.attribution import accuracy_spread, interval
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
 from lightning_lossacc.history import Record
@@ -18,6 +18,9 @@ TINY_SET = 50  # so few are always too few
 BALANCED_RISE = 0.05
 KNOWN_RECALL = 0.03  # by which the mean recall is above 1 / C
 NAMED_APART, MOST_MOVED = 0.8, 0.75
+# Without a confusion table: predicted in so large a part of its rows, right in less than this share of what chance
+# brings, which is so many rows at least.
+BELOW_PREDICTED, BELOW_SHARE, BELOW_ROWS = 0.3, 0.2, 30
 RENAMED = 2.5  # times as many rows under the other name; 2.1 where a long step shook a network
 # By which training rows beat the share of their largest class when they were seen for the first time, at least and in
 # standard errors of as many independent rows.
@@ -263,14 +266,29 @@ def label_mapping_mismatch(evidence: Evidence) -> Cause | None:
         accuracy would be at least 10 pp (or 1 / C) higher: of the rows whose class is renamed 2.5 times as many would
         be right, certainly, and at most 20 % of what the model keeps apart is lost by it.
     Why it matters: nothing is wrong with the model; the order of the classes differs between training and validation.
-    Evidence it needs: the confusion table of the probe (C <= 64).
+        Without that table: two classes or more that are predicted often, and right five times less often than chance
+        brings.
+    Evidence it needs: the confusion table of the probe (C <= 64), or of pixels and tokens the class table.
     What to do: build the class-to-index mapping once, on training data, and use it everywhere.
     When it is wrong: with two classes, a model that has learned the opposite shows the same.
     Reference: Northcutt et al. 2021.
     """
     if not is_renamed(evidence.current):
         return None
-    confusion = evidence.current.arrays["confusion"]
+    confusion = evidence.current.arrays.get("confusion")
+    if not confusion:
+        names = _below_chance(evidence.current)
+        given, found, chance = (sum(column) for column in zip(*names.values(), strict=True))
+        return Cause(
+            "label-mapping-mismatch",
+            share=math.nan,
+            evidence=(
+                f"classes {', '.join(map(str, names))} are predicted in {given:.0f} rows and right in {found:.0f} of "
+                f"them; by chance they were in {chance:.0f}",
+                f"accuracy {100 * evidence.value('accuracy'):.1f} % here, {100 * evidence.train_accuracy:.1f} % on "
+                "training rows",
+            ),
+        )
     total, naming = sum(map(sum, confusion)), _naming(confusion)
     renamed = sum(confusion[place][name] for place, name in naming.items())
     right = sum(row[place] for place, row in enumerate(confusion))
@@ -291,6 +309,8 @@ def is_renamed(record: Record) -> bool:
     what the model keeps apart is lost by it.
     """
     confusion = record.arrays.get("confusion") or []
+    if not confusion:
+        return bool(_below_chance(record))
     total, classes = sum(map(sum, confusion)), sum(sum(row) > 0 for row in confusion)
     least = max(min(0.10, 1 / max(classes, 1)) * total, 1)
     # No naming gains more than this, and to find one takes 9 ms for 64 classes.
@@ -310,6 +330,29 @@ def is_renamed(record: Record) -> bool:
     gained = sum(confusion[place][name] for place, name in moved.items())
     lost = sum(confusion[place][place] for place in moved)
     return gained - lost >= least and (gained - lost) ** 2 > 25 * (gained + lost) and gained > RENAMED * lost
+
+
+def _below_chance(record: Record) -> dict[int, tuple[float, float, float]]:
+    """Classes that are predicted often and are right far less often than if that had been drawn by lot: rows given to
+    the class, rows right among them, and as many as chance brings. Empty unless there are several.
+
+    Whoever cannot tell a class is right by chance; to be wrong more often takes knowing it under another name.
+    """
+    table = record.arrays.get("classes", {})
+    if record.num_items < TINY_SET or not record.num_rows:
+        return {}
+    columns = zip(*(table.get(key, ()) for key in ("class", "rows", "predicted", "correct")), strict=True)
+    found = {
+        int(name): (predicted, correct, predicted * rows / record.num_rows)
+        for name, rows, predicted, correct in columns
+        if name >= 0 and rows > 0 and predicted >= BELOW_PREDICTED * rows
+    }
+    below = {
+        name: (predicted, correct, chance)
+        for name, (predicted, correct, chance) in found.items()
+        if chance >= BELOW_ROWS and correct < BELOW_SHARE * chance
+    }
+    return below if len(below) > 1 else {}
 
 
 def _naming(confusion: list[list[int]]) -> dict[int, int]:
@@ -339,7 +382,7 @@ def validation_too_small(evidence: Evidence) -> Cause | None:
             f"{items} items: the change of {evidence.nll_change:+.4f} is known to {low:+.4f} … {high:+.4f} nats (99 %)"
         )
     elif items < TINY_SET:
-        spread = 258 * evidence.value("accuracy_standard_error")
+        spread = 100 * accuracy_spread(evidence.value("accuracy_standard_error"), items)
         line = f"{items} items: accuracy on new data is known to ±{spread:.0f} pp (99 %)"
     else:
         return None

@@ -20,6 +20,7 @@ from lightning_lossacc.diagnosis.catalogue import (
     INFO_EVENTS,
     NEEDS_CAUSE,
     find_causes,
+    follows,
     heading_of,
     supersedes,
 )
@@ -161,9 +162,13 @@ class Diagnosis:
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
         is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
         is_info = is_info or (causes[0].cause == "unknown" and opening.event == "oscillation")
+        # Confidence that still grows is that of a training which has not ended.
+        is_info = is_info or (causes[0].cause == "under-confidence" and "growing" in opening.evidence.details)
         level: Level = "info" if is_info else "warning"
         if known is None:
             if name in STATES and self._is_said(place, name, causes[0].cause):
+                return None
+            if self._is_consequence(place, causes[0].cause):
                 return None
             return self._keep(key, self._event(opening, causes, level, "open", None), opening)
         before, size = known
@@ -171,6 +176,7 @@ class Diagnosis:
             causes = _keep_first(opening.event, causes, before)
             return self._keep(key, self._event(opening, causes, level, "doubled", before.id), opening)
         louder = (before.level, level) == ("info", "warning") and not self._is_said(place, name, causes[0].cause)
+        louder = louder and not self._is_consequence(place, causes[0].cause)
         if self._is_revised(key, before, opening.event, causes[0].cause) or louder:
             if before.level == "info" and level == "warning" and not louder:
                 return None
@@ -217,6 +223,14 @@ class Diagnosis:
         # Dead units tell nothing new where they already stand among the causes.
         known = {item.cause for event in warnings for item in event.causes} if name == "dead-layer" else set()
         return cause in known | {event.cause for event in warnings}
+
+    def _is_consequence(self, place: str, cause: str) -> bool:
+        """Whether an open warning of the same stream names what this one is a mere consequence of."""
+        return any(
+            follows(cause, event.cause)
+            for key, (event, _) in self.open.items()
+            if key.startswith(place) and event.level == "warning"
+        )
 
     def _event(
         self, opening: Opening, causes: tuple[Cause, ...], level: Level, status: Status, identity: str | None
@@ -291,7 +305,10 @@ def _why_unknown(opening: Opening) -> str:
         return f"{known}, which fits more than one cause"
     least, most = (100 * min(max(share, 0.0), 1.0) for share in (least, most))
     ending = "too wide to name a cause" if most - least > NARROW_SHARE else "nothing else that was measured tells why"
-    return f"{known}, so {100 - most:.0f} … {100 - least:.0f} % of it is confidence: {ending}"
+    part = f"{100 - most:.0f} … {100 - least:.0f} %"
+    if most - least < 1:
+        part = "none" if least > 50 else "all"
+    return f"{known}, so {part} of it is confidence: {ending}"
 
 
 def _numbers(evidence: Evidence) -> dict[str, Any]:

@@ -193,13 +193,21 @@ class Evidence:
     @property
     def training_rise(self) -> float:
         """By how much the loss of training rows rose since the reference, nats: of the steps of the epoch, or of the
-        probe, whichever rose more; 0 if neither is known.
+        probe, whichever rose more; 0 if neither is known. From its lowest on: the mean over the steps of a first epoch
+        is higher than the loss at its end.
         """
-        ends, probes = (self.reference, self.current), {record.global_step: record for record in self.train_probe}
-        steps = [record.context.get("train_nll", math.nan) for record in ends]
-        rows = [loss_of(probes[record.global_step]) for record in ends if record.global_step in probes]
-        changes = [pair[1] - pair[0] for pair in (steps, rows) if len(pair) == 2]
-        return max((change for change in changes if math.isfinite(change)), default=0.0)
+        begin = self.reference.global_step
+        since = [self.reference, *(record for record in self.series if record.global_step > begin), self.current]
+        probes = {record.global_step: loss_of(record) for record in self.train_probe}
+        steps = [record.context.get("train_nll", math.nan) for record in since]
+        rows = [probes.get(record.global_step, math.nan) for record in since]
+        known = [[value for value in values if math.isfinite(value)] for values in (steps, rows)]
+        changes = [
+            found[-1] - min(found)
+            for found, values in zip(known, (steps, rows), strict=True)
+            if len(found) > 1 and math.isfinite(values[-1])
+        ]
+        return max(changes, default=0.0)
 
     @property
     def train_doubt(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ LARGE_TAIL, LARGE_CARRIES, LARGE_TEMPERATURE, LARGE_SCORE, LARGE_AHEAD = 0.12, 0
 TAIL_TEMPERATURE = 2.0
 # Up to this one where the ratio is so many times as large: 8 … 20 with 3 … 10 % wrong labels, 1.1 … 4.8 without.
 CERTAIN_TEMPERATURE, CERTAIN_TAIL = 3.0, 6.25
+MOSTLY_FROZEN = 0.5
 # Training is on the level of validation if its loss is at least this part of it and its accuracy so near.
 LEVEL_SHARE, LEVEL_ACCURACY = 0.60, 0.15
 
@@ -276,7 +277,7 @@ def hard_tail(evidence: Evidence) -> Cause | None:
         ),
         against=()
         if evidence.train_probe
-        else ("rows beside others that are in the training set look the same; `train_probe=` tells",),
+        else ("rows look the same if most others are copies of training rows; `train_probe=` tells",),
     )
 
 
@@ -297,7 +298,7 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
 
     What it finds: the loss has been flat with a best temperature near 1, or the loss after one temperature has; that of
         training rows is at least 60 % of it and their accuracy within 15 pp; and more than the prior was learnt, though
-        far from all.
+        far from all. Or next to nothing was learnt at ten evaluations, and half of the weights or more are frozen.
     Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
     Evidence it needs: a plateau, and the NLL of training rows.
     What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
@@ -306,6 +307,16 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
     Reference: Goodfellow et al. 2016, section 5.2.
     """
     nll, train, prior = evidence.value("nll"), evidence.train_nll, evidence.label_entropy
+    frozen = evidence.context("frozen_share")
+    if "little_learnt" in evidence.details and frozen >= MOSTLY_FROZEN:
+        return Cause(
+            "capacity-limit",
+            share=math.nan,
+            evidence=(
+                f"{100 * frozen:.3g} % of the weights are frozen (requires_grad is False), and the rest is not enough",
+                f"NLL {nll:.4f} here and {train:.4f} on training rows, label entropy {prior:.4f}",
+            ),
+        )
     if not (math.isfinite(nll) and math.isfinite(train) and evidence.details.get("plateau")):
         return None
     refined = evidence.value("refinement_nll")

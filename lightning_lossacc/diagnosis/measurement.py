@@ -17,6 +17,7 @@ LOSS_TOLERANCE = 0.05  # of the NLL
 LOSS_NATS = 0.02
 MIN_SUMMED = 4.0  # rows of a batch; other multiples of a loss are smaller
 RESAMPLED = 0.10  # total variation distance between class shares
+LAST_BATCH = 0.5  # of the running statistics that one batch is
 DRIFT = 0.5  # of the size of a statistic of batch normalisation
 KNOWN_ACCURACIES = ("accuracy", "balanced_accuracy", "top_k_accuracy")
 
@@ -175,8 +176,9 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
         nats above, in each of the last three evaluations, although the weights are later ones; the NLL alone not where
         nothing normalises batches and a temperature above 1 explains it: then the training loss divides the logits.
         Without `train_probe=`: running statistics that stay half their size away from those of the batches, and
-        validation far behind. Or, in any of the last evaluations: layers of dropout or batch normalisation were in
-        training mode, or the same training rows got other logits when they were asked a second time in eval mode.
+        validation far behind. Where the loss swings, a momentum of batch normalisation of 0.5 and more. Or, in any of
+        the last evaluations: layers of dropout or batch normalisation were in training mode, or the same training rows
+        got other logits when they were asked a second time in eval mode.
     Why it matters: validation suffers from the mode, not from new data: running statistics of batch normalisation that
         lag behind, or layers that act in one mode only.
     Evidence it needs: `train_probe=`, or `watch` for batch normalisation.
@@ -189,7 +191,15 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     acting = _acting(evidence)
     if acting is not None:
         return Cause("train-eval-mismatch", share=math.nan, evidence=(acting,))
-    layers = evidence.context("batch_norm_layers")
+    layers, momentum = evidence.context("batch_norm_layers"), evidence.context("batch_norm_momentum")
+    if "swing" in evidence.details and momentum >= LAST_BATCH:
+        # Without a swing the last batch is as good as any.
+        text = f"batch normalisation has a momentum of {momentum:.3g}: its running statistics are those of the last"
+        return Cause(
+            "train-eval-mismatch",
+            share=math.nan,
+            evidence=(f"{text} batch (torch's momentum is the weight of the new batch, 0.1 by default)",),
+        )
     if not evidence.train_probe:
         return _drifting(evidence)
     pairs = list(zip(evidence.series[-3:], evidence.train_probe[-3:], strict=False))

@@ -10,7 +10,7 @@ from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.history import Record, to_json
 
-STATUS = {"open": "opened", "doubled": "doubled", "revised": "now so named", "closed": "closed"}
+STATUS = {"open": "opened", "doubled": "doubled", "revised": "named", "closed": "closed"}
 LONGEST = 8  # lines
 
 
@@ -40,8 +40,8 @@ def compose(event: Event, evidence: Evidence, best_refinement_epoch: int, ahead:
         lines.append(f"your loss has {terms} as well, so that it may move otherwise than this NLL")
     others = [cause.cause for cause in event.causes[1:]]
     if others:
-        against = event.causes[0].against
-        lines.append(f"as well: {', '.join(others)}" + (f" · against: {against[0]}" if against else ""))
+        lines.append(f"as well: {', '.join(others)}")
+    lines += [f"against {cause.cause}: {cause.against[0]}" for cause in event.causes[:1] if cause.against]
     if ahead:
         lines.append(ahead)
     end = [f"do: {event.remedies[0] if event.remedies else 'nothing'}"]

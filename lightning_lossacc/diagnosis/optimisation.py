@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from statistics import median
 
@@ -10,23 +9,33 @@ from lightning_lossacc.diagnosis.data import knows_classes, nothing_learned, unl
 from lightning_lossacc.diagnosis.dead import BURST_RATIO, died_share, is_clamped, silent_share
 from lightning_lossacc.diagnosis.event import Cause
 from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
+from lightning_lossacc.diagnosis.steps import (
+    burst,
+    came_down,
+    came_suddenly,
+    falls_evenly,
+    relative_swing,
+    shrunk,
+    stopped,
+)
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
 RESTLESS_RATIO, RESTLESS_SWING = 7.5e-3, 0.5
 JUMPING_RATIO = 1.4e-2
-LOW_RATIO, EVEN_RATIO, EVEN_EVALUATIONS = 3e-4, 6e-4, 10
+LOW_RATIO, EVEN_RATIO = 3e-4, 6e-4
 DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 # Units died after updates of 4 % and more; a first epoch of Adam moves weights by 1 … 4 %, at most 10 % in 824 healthy
 # trainings.
 KILLING_RATIO = 4e-2
 ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
+TIMID_NATS = (
+    0.02  # that one temperature saves; 0.005 … 0.011 in trainings that had not ended, 0.04 and more under a rule
+)
 RULING_DROPOUT = 0.8  # little is learnt through fewer than a fifth of the units
 RECENT = 3  # evaluations whose median stands for now
 FORGOTTEN = 1.3  # times the lowest level of the training loss
-STOPPED_RATIO = 1e-5  # no weight moves by more in a hundred steps than by a thousandth
-CAME_DOWN = 0.9  # of its first level; a loss that exploded before the first evaluation stays where it is
 BLOW_UP = 5.0  # times the smaller of the reference loss and chance
 
 
@@ -34,7 +43,8 @@ def blow_up(evidence: Evidence) -> Cause | None:
     """The loss explodes on training rows as well, or stops being a number.
 
     What it finds: rows or gradients that are not finite; a loss of more than three times that of guessing, in training
-        as well; or a loss of many times its reference with a training loss that has risen too.
+        as well; or a loss of many times its reference with a training loss that has risen too; or weights whose norm
+        leapt by half within one evaluation, after it had been steady, while both losses doubled.
     Why it matters: the weights have left the region in which they were learning; later epochs seldom come back.
     Evidence it needs: the loss; the training loss where it is known.
     What to do: a lower learning rate, gradient clipping, warm-up; full precision for the loss; look at the batch at
@@ -52,8 +62,11 @@ def blow_up(evidence: Evidence) -> Cause | None:
     train = evidence.train_losses
     chance = math.log(evidence.num_classes) if evidence.num_classes else math.inf
     now = loss_of(evidence.current)
-    if _came_down(evidence):
+    if came_down(evidence):
         return None
+    leap = burst(evidence)
+    if leap is not None:
+        return Cause("blow-up", share=math.nan, evidence=leap)
     if train and min(now, train[-1]) > 3 * chance:
         line = f"loss {now:.3g} here and {train[-1]:.3g} in training; guessing costs {chance:.3g}"
         return Cause("blow-up", 1.0, (line,))
@@ -78,7 +91,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
 
     What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
         or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, doubles, or the validation loss swings with it; or it rises by 30 % after such updates. From
+        rises and swings, doubles, or the validation loss swings with it; or it rises by 30 % after such updates, or by
+        half of what validation rises while updates are 1 % and more. From
         updates of 1.4 % on the swing is also that of the train probe, the same rows after each epoch. Or the network
         broke: 30 pp of the units of a layer died after updates of 20 %, or of one that is dead after updates of 4 %, or
         50 pp of it after one of 2 %; the loss stopped being a number after updates of 20 %; or all updates vanished at
@@ -95,14 +109,14 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     train = evidence.train_losses
     ratio = evidence.recent_context("update_ratio")
     # A plateau has no unrest; only a network that broke stands still because of its steps.
-    if len(train) < 4 or "plateau" in evidence.details or ratio < HIGH_RATIO / 4 or _shrunk(evidence):
+    if len(train) < 4 or "plateau" in evidence.details or ratio < HIGH_RATIO / 4 or shrunk(evidence):
         return None
     recent, lowest = train[-8:], min(train)
     level = median(recent)
-    swing = _relative_swing(recent)
+    swing = relative_swing(recent)
     if ratio >= JUMPING_RATIO:
         # The mean over the steps of an epoch smooths what weights that jump do to the very same rows.
-        swing = max(swing, _relative_swing([loss_of(record) for record in evidence.train_probe[-8:]]))
+        swing = max(swing, relative_swing([loss_of(record) for record in evidence.train_probe[-8:]]))
     prior = evidence.label_entropy
     # A training loss near zero has nothing left to lose; only one that matters can be too high.
     matters = level > 0.05 * prior if math.isfinite(prior) else level > 0.02
@@ -119,12 +133,15 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     both_swing = swings and swing > (0.15 if math.isfinite(ratio) else 0.4)
     if swings and (ratio >= HIGH_RATIO or (ratio >= HIGH_RATIO / 2 and swing > 0.3)):
         matters = both_swing = True
-    if not (matters and (swing > 0.3 or risen or both_swing or stalls)):
+    # Training pays for the rise as validation does, under steps that are far too large.
+    both_rise = evidence.nll_change > 0 and ratio >= HIGH_RATIO / 2
+    both_rise = both_rise and evidence.training_rise > max(0.5 * evidence.nll_change, 0.05 * prior)
+    if not (matters and (swing > 0.3 or risen or both_swing or stalls or both_rise)):
         return None
     # After large updates training itself is on its way back.
     largest = max(evidence.context_column("update_ratio"), default=0.0)
     forgets = largest >= HIGH_RATIO and median(recent[-3:]) > max(FORGOTTEN * earlier, 0.3 * prior)
-    if not (ratio >= HIGH_RATIO or both_swing or soars or forgets or (swing > 0.3 and risen)):
+    if not (ratio >= HIGH_RATIO or both_swing or soars or forgets or both_rise or (swing > 0.3 and risen)):
         return None
     lines = [f"training loss {min(recent):.3g} … {max(recent):.3g} in {len(recent)} evaluations, lowest {lowest:.3g}"]
     if math.isfinite(ratio):
@@ -139,7 +156,7 @@ def _broken(evidence: Evidence) -> Cause | None:
     """Large updates after which nothing moves any more: units died in training, or no gradient passes."""
     # Medians: the first step of a weight that starts at zero is as large as one likes.
     highest = max(evidence.context_column("update_ratio"), default=math.nan)
-    if not highest >= HIGH_RATIO / 2 or _shrunk(evidence):
+    if not highest >= HIGH_RATIO / 2 or shrunk(evidence):
         return None
     moved = f"updates of {100 * highest:.2g} % of the weights' size (usual: 0.1 %)"
     if highest >= BURST_RATIO and not math.isfinite(loss_of(evidence.current)):
@@ -183,10 +200,10 @@ def learning_rate_too_low(evidence: Evidence) -> Cause | None:
     """
     ratio, rates = evidence.recent_context("update_ratio"), evidence.context_column("learning_rate")
     prior, loss = evidence.label_entropy, evidence.value("refinement_nll")
-    limit = EVEN_RATIO if _falls_evenly(evidence) else LOW_RATIO
-    stopped = _stopped(evidence) if loss > 0.5 * prior and evidence.train_nll > 0.5 * prior else None
-    if stopped is not None:
-        return Cause("learning-rate-too-low", share=math.nan, evidence=stopped)
+    limit = EVEN_RATIO if falls_evenly(evidence) else LOW_RATIO
+    ended = stopped(evidence) if loss > 0.5 * prior and evidence.train_nll > 0.5 * prior else None
+    if ended is not None:
+        return Cause("learning-rate-too-low", share=math.nan, evidence=ended)
     if not (0 < ratio < limit and loss > 0.5 * prior) or _is_dead(evidence) or evidence.train_nll < 0.3 * prior:
         return None
     if rates and max(rates) > 3 * rates[-1]:
@@ -251,13 +268,13 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     if len(evidence.series) < 3:
         return None
     penalty, dropout = evidence.context("penalty"), evidence.context("dropout")
-    if not (
-        math.isfinite(nll) and train > 0.7 * nll and evidence.value("refinement_nll") > 0.1 * evidence.label_entropy
-    ):
+    refined = evidence.value("refinement_nll")
+    is_poor = refined > 0.1 * evidence.label_entropy or penalty > nll
+    if not (math.isfinite(nll) and train > 0.7 * nll and is_poor) or (penalty < nll / 2 and came_suddenly(evidence)):
         return None
     lines, norms = [], evidence.context_column("weight_norm")
     decay = evidence.context("weight_decay")
-    if _shrunk(evidence):
+    if shrunk(evidence):
         lines.append(f"norm of the weights {max(norms):.3g} → {norms[-1]:.3g}, weight decay {decay:.2g}")
     # What has learnt nothing has no temperature; then only a penalty or a dropout beyond all use tells.
     little = "little_learnt" in evidence.details
@@ -270,7 +287,9 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     temperature = evidence.temperature
     if "swing" in evidence.details:
         temperature = min(temperature, median(evidence.column("temperature")[-RECENT:] or [math.inf]))
-    if not (lines or rules or temperature < 0.8):
+    # A temperature that would save next to nothing is that of a training which has not ended.
+    is_timid = temperature < 0.8 and (nll - refined > max(0.05 * nll, TIMID_NATS) or "swing" in evidence.details)
+    if not (lines or rules or is_timid):
         return None
     if penalty >= 0.05 * nll:
         lines.append(
@@ -282,54 +301,6 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
         return None
     lines.append(f"NLL {train:.4f} on training rows, best temperature {evidence.temperature:.2f}")
     return Cause("over-regularisation", share=math.nan, evidence=tuple(lines), against=evidence.train_doubt)
-
-
-def _shrunk(evidence: Evidence) -> bool:
-    """Whether weight decay has shrunk the weights to less than a third of what they were."""
-    norms = evidence.context_column("weight_norm")
-    return evidence.context("weight_decay") >= 1e-3 and len(norms) >= 3 and norms[-1] < max(norms) / 3
-
-
-def _stopped(evidence: Evidence) -> tuple[str, str] | None:
-    """That a schedule ended long ago, in words: for ten evaluations and half of the run nothing has moved."""
-    ratios = [record.context.get("update_ratio", math.nan) for record in evidence.series]
-    count = max(EVEN_EVALUATIONS, len(ratios) // 2)
-    rates = evidence.context_column("learning_rate")
-    if len(ratios) < count or not rates or not rates[-1] <= 1e-3 * max(rates):
-        return None
-    if not all(ratio < STOPPED_RATIO for ratio in ratios[-count:]):
-        return None
-    return (
-        f"for {count} evaluations an update has moved the weights by at most {100 * max(ratios[-count:]):.2g} % of "
-        "their size (usual: 0.1 %)",
-        f"learning rate {max(rates):.3g} → {rates[-1]:.3g} in {len(rates)} evaluations: a schedule of epochs that is "
-        "stepped for each batch ends so",
-    )
-
-
-def _came_down(evidence: Evidence) -> bool:
-    """Whether the loss has been highest at the first evaluation and is lowest now, by a tenth, in training as well."""
-    losses, train = [loss_of(record) for record in evidence.series], evidence.train_losses
-    falls = [
-        values[0] >= max(values) and values[-1] <= min(min(values), CAME_DOWN * values[0])
-        for values in (losses, train)
-        if len(values) > 1
-    ]
-    return len(losses) > 1 and all(falls)
-
-
-def _falls_evenly(evidence: Evidence) -> bool:
-    """Whether the loss fell as fast in the last half of the run as in the first, at one rate: learning has not slowed
-    down yet.
-    """
-    losses = [loss_of(record) for record in evidence.series]
-    rates = evidence.context_column("learning_rate")
-    if len(losses) < EVEN_EVALUATIONS or not rates or max(rates) > 3 * min(rates):
-        return False
-    first, middle, last = losses[0], losses[len(losses) // 2], losses[-1]
-    return last < middle < first and middle - last > 0.75 * (first - middle) * (len(losses) - 1 - len(losses) // 2) / (
-        len(losses) // 2
-    )
 
 
 def _is_dead(evidence: Evidence) -> bool:
@@ -357,10 +328,3 @@ def _silent_shares(evidence: Evidence) -> list[float]:
     """Share of dead or saturated units in the worst layer at each evaluation that knows it."""
     found = [silent_share(record) for record in evidence.series]
     return [share for share in found if share == share]
-
-
-def _relative_swing(losses: list[float]) -> float:
-    """Median size of the swings over the level: half the absolute second difference, which a smooth fall has not."""
-    steps = [second - first for first, second in itertools.pairwise(losses)]
-    turns = [abs(second - first) / 2 for first, second in itertools.pairwise(steps)]
-    return median(turns) / median(losses) if turns and median(losses) > 0 else 0.0

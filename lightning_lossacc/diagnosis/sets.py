@@ -10,6 +10,9 @@ from lightning_lossacc.diagnosis.evidence import Evidence
 
 # Share of validation rows that may be the same as training rows by chance or harmless repetition.
 DUPLICATES_SHARE = 0.05
+# Share of rows that may be in both sets because the data set repeats itself; by how much the others must cost more, in
+# nats and standard errors, and at how many evaluations.
+TWIN_SHARE, TWIN_NATS, TWIN_SCORE, TWIN_EVALUATIONS = 0.2, 0.05, 2.33, 3
 # Total variation distance between the class shares of training and validation that matters.
 SHIFT_DISTANCE = 0.10
 CERTAIN_DISTANCE = 0.25  # such a distance needs no gain of a bias to matter, if validation is worse than training
@@ -19,13 +22,17 @@ def leakage(evidence: Evidence) -> Cause | None:
     """Validation rows are among the training rows, so that validation measures memory.
 
     What it finds: many validation rows have exactly the logits of a training row with the same target, which only the
-        same input has.
+        same input has, more of them than rows within either set. Or a fifth of the rows and more have, at every
+        evaluation, and cost less than half of what the others do, certainly: copies that were made before the split.
     Why it matters: every number of this validation is too good, and no choice made on it can be trusted.
     Evidence it needs: `train_probe=` and at most 64 classes.
     What to do: remove duplicates before splitting; split by group (patient, user, recording) and by time.
     When it is wrong: a data set that really repeats itself (few discrete features).
     Reference: Kapoor and Narayanan 2023.
     """
+    paid = _paid(evidence)
+    if paid is not None:
+        return Cause("leakage", share=math.nan, evidence=paid)
     share = evidence.current.arrays.get("duplicates")
     # The same rows are shared in every evaluation; outputs that coincide by the network's doing are others each time.
     last = [record.arrays["duplicates"] for record in evidence.series[-3:] if "duplicates" in record.arrays]
@@ -41,6 +48,29 @@ def leakage(evidence: Evidence) -> Cause | None:
             f"{100 * share:.0f} % of the validation rows have the logits of a training row with the same target",
             f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows",
         ),
+    )
+
+
+def _paid(evidence: Evidence) -> tuple[str, ...] | None:
+    """That rows with an equal one in training are known by heart and the others are not, in words.
+
+    Rows of a set that repeats itself are in both sets as well, and cost no less than others of their kind. Outputs that
+    coincide by the network's doing are other ones at each evaluation.
+    """
+    known = [record.arrays["twins"] for record in evidence.series if "twins" in record.arrays]
+    now = evidence.current.arrays.get("twins")
+    if now is None or len(known) < TWIN_EVALUATIONS:
+        return None
+    shares = [twins["share"] for twins in known]
+    if min(shares) < TWIN_SHARE or max(shares) - min(shares) > 0.1 * max(shares):
+        return None
+    for twins in known[-TWIN_EVALUATIONS:]:
+        more = twins["others_nll"] - twins["nll"]
+        if not (more > max(twins["nll"], TWIN_NATS) and more > TWIN_SCORE * twins["error"]):
+            return None
+    return (
+        f"{100 * now['share']:.0f} % of the validation rows have the logits of a training row with the same target",
+        f"NLL {now['nll']:.4f} on these rows, {now['others_nll']:.4f} on the {now['others']:.0f} without one",
     )
 
 

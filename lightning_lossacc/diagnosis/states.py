@@ -23,7 +23,7 @@ from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
 from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT
-from lightning_lossacc.diagnosis.sets import DUPLICATES_SHARE, prior_shift
+from lightning_lossacc.diagnosis.sets import leakage, prior_shift
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
 
@@ -37,6 +37,7 @@ SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
 RULED_SHARE = 1 / 3  # of that share where a dropout of 0.8 and more, or a penalty, keeps the logits small
 RULING_PENALTY = 0.5  # of the loss
+GROWN = 0.95  # of the logarithm of the temperature in the middle of the run
 DEAD_EVALUATIONS = 3
 LEFT_SHARE = 0.8  # of the entropy of the labels
 
@@ -109,13 +110,13 @@ def loss_high(stream: Stream, known: Event | None) -> Opening | None:
         fits = record.arrays.get("fits", {})
         bias = max(fits.get("bias_gain", 0.0) - 3 * fits.get("bias_gain_error", math.inf), 0.0)
         excess = loss - record.values.get("refinement_nll", math.nan) + bias
-        ruled = record.context.get("dropout", 0.0) >= RULING_DROPOUT
-        ruled = ruled or record.context.get("penalty", 0.0) >= RULING_PENALTY * loss
-        ruled = ruled and record.values.get("temperature", 1.0) < 0.8
-        high = excess >= share * loss * (RULED_SHARE if ruled else 1.0) and excess >= nats
+        high = excess >= share * loss * (RULED_SHARE if _is_ruled(record) else 1.0) and excess >= nats
         return high or is_renamed(record) or bias >= 0.1 * loss > 0.005
 
-    return _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
+    found = _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
+    if found is None or not _grows_confident(series) or settled(stream.losses):
+        return found
+    return replace(found, evidence=replace(found.evidence, details={"growing": 1.0}))
 
 
 def stuck(stream: Stream, known: Event | None) -> Opening | None:
@@ -161,10 +162,9 @@ def logged_differs(stream: Stream, known: Event | None) -> Opening | None:
 
 def better_than_train(stream: Stream, known: Event | None) -> Opening | None:
     """Validation rows are the same as training rows."""
-    current = stream.series[-1]
-    if not (current.arrays.get("duplicates") or 0.0) >= DUPLICATES_SHARE:
+    if leakage(stream.state) is None:
         return None
-    return Opening("val-better-than-train", stream.state, current.epoch)
+    return Opening("val-better-than-train", stream.state, stream.series[-1].epoch)
 
 
 def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
@@ -246,6 +246,26 @@ def _state(event: str, stream: Stream, holds: Callable[[Record], bool], enough: 
     if enough is not None:
         lasting = outside_fit or held >= enough
     return Opening(event, stream.state, series[-held].epoch, lasting=lasting)
+
+
+def _is_ruled(record: Record) -> bool:
+    """Whether a dropout or a penalty keeps the logits small."""
+    rules = record.context.get("dropout", 0.0) >= RULING_DROPOUT
+    rules = rules or record.context.get("penalty", 0.0) >= RULING_PENALTY * loss_of(record)
+    return rules and record.values.get("temperature", 1.0) < 0.8
+
+
+def _grows_confident(series: list[Record]) -> bool:
+    """Whether a best temperature below 1 has come nearer to 1 since the middle of the run: such a training has merely
+    not ended.
+    """
+    middle = len(series) // 2
+    before, now = (
+        [record.values.get("temperature", math.nan) for record in part]
+        for part in (series[max(middle - 2, 0) : middle + 3], series[-5:])
+    )
+    first, last = (median(map(math.log, values)) for values in (before, now))
+    return first < 0 and last > GROWN * first
 
 
 def _stays_miscalibrated(series: list[Record]) -> bool:
