@@ -22,6 +22,7 @@ from measure import after_earlier_looks, beside_first_look
 from planted import healthy, symptoms
 from planted.data import Cells, Digits, Images, Sequences, Source, Tokens, Vectors, Wine
 from planted.faults import FAULTS, IMPOSSIBLE, PROGRAMS, plans
+from planted.inquiries import Lenses, Loans, Players, Poses, Siblings
 from planted.judge import judge
 from planted.module import PROBE_ROWS, loaders, rows_of
 from planted.networks import LogitScale
@@ -62,8 +63,9 @@ def test_the_two_parts_share_nothing() -> None:
 
 LOOKED_AT = [Vectors, Images, Sequences, Tokens, Digits, Wine, Cells, Clouds, Graphs, Mosaics, Choices, Strokes]
 LOOKED_AT += [Letters, Calls, Echoes, Responses, Claims, Smears, Spectra, Winds, Soils, Spikes]
+LOOKED_AT += [Ballots, BrainWaves, Stars, Catches, Micrographs]
 DRAWN = [source for source in LOOKED_AT if source not in (Images, Digits, Wine, Cells)]
-NEW = [Ballots, BrainWaves, Stars, Catches, Micrographs]
+NEW = [Siblings, Loans, Players, Lenses, Poses]
 
 
 @pytest.mark.parametrize("source", [*LOOKED_AT, *NEW])
@@ -90,6 +92,7 @@ def test_the_seed_draws_the_task(source: type[Source]) -> None:
 LATEST = ("clouds-set", "graphs-messages", "mosaics-mixer", "choices-wide", "strokes-causal", "letters-words")
 LATEST += ("calls-squeeze", "echoes-siamese", "responses-states", "claims-splines", "smears-pooling")
 LATEST += ("spectra-connections", "winds-perceiver", "soils-fourier", "spikes-gates")
+LATEST += ("ballots-cross", "brainwaves-power", "stars-attentive", "catches-experts", "micrographs-shuffle")
 
 
 @pytest.mark.parametrize(

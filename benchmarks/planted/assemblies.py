@@ -1,4 +1,4 @@
-"""The networks of the part that is reported: for ballots, brain waves, stars, catches and micrographs.
+"""Networks of a fourth earlier report: for ballots, brain waves, stars, catches and micrographs.
 
 Hidden layers keep their units in the second dimension, as convolutions do. Legend: N rows, F features, C classes,
 L steps.

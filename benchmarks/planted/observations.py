@@ -1,4 +1,4 @@
-"""The generators of the part that is reported: ballots, brain waves, stars, catches and micrographs.
+"""Generators of a fourth earlier report: ballots, brain waves, stars, catches and micrographs.
 
 Legend: N rows, F features, C classes, K candidates, L steps of a sequence.
 """
