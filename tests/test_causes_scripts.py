@@ -42,6 +42,9 @@ def with_series(situation: Situation, arrays: list[dict[str, Any]], contexts: li
     return replace(evidence, reference=start, current=series[-1], series=series)
 
 
+TABLE = {"class": list(range(10)), "rows": [100] * 10, "predicted": [100] * 10, "correct": [15] * 10}
+
+
 # -- copies that were made before the split ----------------------------------------------------------------------------
 
 
@@ -298,3 +301,19 @@ def test_what_is_left_of_a_fall_is_said_in_words() -> None:
     assert opening is not None
     text = _why_unknown(replace(opening, evidence=evidence.evidence()))
     assert "so all of it is confidence: nothing else that was measured tells why" in text
+
+
+def test_a_ceiling_of_frozen_weights_is_a_warning() -> None:
+    """A plateau alone is not; next to nothing learnt in ten evaluations is."""
+    situation = STATE.but(
+        values={"nll": 2.05, "refinement_nll": 2.04, "temperature": 0.9, "accuracy": 0.15},
+        context={"frozen_share": 0.97, "train_nll": 2.04, "train_accuracy": 0.15},
+    )
+    record = replace(situation.evidence().current, arrays={"classes": {**TABLE, "nll": [205.0] * 10}})
+    diagnosis, history, seen = Diagnosis(), History(), []
+    for epoch in range(12):
+        history.append(replace(record, epoch=epoch, global_step=epoch))
+        seen += diagnosis.examine(history)
+    assert [(event.event, event.cause) for event in seen if event.level == "warning"] == [
+        ("little-learnt", "capacity-limit")
+    ]

@@ -160,7 +160,9 @@ class Diagnosis:
             return self._gone(key, known[0], stream, is_early and stream.losses[-1] <= min(stream.losses))
         self.waiting[key] = 0
         causes = causes or (Cause("unknown", math.nan, evidence=(_why_unknown(opening),)),)
-        is_info = causes[0].cause in INFO_CAUSES or opening.event in INFO_EVENTS or not opening.lasting
+        # A ceiling is no alarm, unless next to nothing was learnt below it.
+        benign = causes[0].cause in INFO_CAUSES and opening.event != "little-learnt"
+        is_info = benign or opening.event in INFO_EVENTS or not opening.lasting
         is_info = is_info or (causes[0].cause == "unknown" and opening.event == "oscillation")
         # Confidence that still grows is that of a training which has not ended.
         is_info = is_info or (causes[0].cause == "under-confidence" and "growing" in opening.evidence.details)
