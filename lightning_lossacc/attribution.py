@@ -34,10 +34,10 @@ def interval(change: float, error: float) -> tuple[float, float]:
 def accuracy_spread(error: float, items: int) -> float:
     """Half the width of the 99 % interval of an accuracy by its standard error.
 
-    Where all items are right, or none, the error is 0; then the share that so many items would miss in one sample of a
-    hundred, 1 - 0.01^(1 / items) (Clopper and Pearson 1934).
+    At least what a sample without an error leaves open, 1 - 0.005^(1 / items): near 0 and 1 the standard error is too
+    small, and 0 where all items are right (Clopper and Pearson 1934).
     """
-    return _QUANTILE * error or 1 - 0.01 ** (1 / max(items, 1))
+    return max(_QUANTILE * error, 1 - 0.005 ** (1 / max(items, 1)))
 
 
 def by_group(paired: dict[str, Any]) -> dict[str, float]:

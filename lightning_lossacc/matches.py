@@ -23,7 +23,8 @@ FEW_SHARE = 0.002
 # If more rows have such an output, or as many would match by chance, nothing is said.
 MOST_ALIKE = 0.5
 MOST_CHANCE = 0.05
-# Copies are told from matches by chance if there are twice as many, and by so many standard deviations of their number.
+# Copies are told from matches by chance if what is left without these is twice as many, and so many standard deviations
+# of their number.
 CERTAIN_COPIES, CERTAIN_SIGMAS = 2.0, 3.0
 # Copies have their targets in common: of 332 matches in a set that repeats itself and was copied 1 … 4 % had another
 # one, of those between new rows of such a set, or behind a bottleneck of one unit, 9 … 35 %.
@@ -36,6 +37,7 @@ LARGEST_CLUSTER, CLUSTER = 0.05, 64
 # Rows of some classes were copied before the split: half of them and more have an equal one in their own set, of other
 # classes next to none, in so many groups of which none is a large part of its class, and nearly all are in both sets.
 COPIED, SINGLE, CLASS_ROWS, GROUPS, LARGEST_GROUP, IN_BOTH = 0.5, 0.02, 20, 5, 0.3, 0.8
+UNEQUAL = 2.0  # mean size of the group of a row over the mean size of a group
 
 
 def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_target: Tensor) -> float | None:
@@ -53,7 +55,7 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
 
     Returns:
         A share in [0, 1]; None if the outputs of most rows are alike, or if matches by chance are frequent and there
-        are not far more of them; 0 if one in ten matches has another target.
+        are not far more of them; else 0 if one in ten matches has another target.
     """
     if len(logits) < 2 or not len(other_logits):
         return None
@@ -64,10 +66,12 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
     copied = _copied_before(ours, target, repeats, theirs, other_target, tolerance)
     if copied:
         return copied
-    chance = float((repeats & ~alike).double().mean()) * len(theirs) / len(ours)
+    # A row with c equal others among n - 1 has one among m rows with this probability.
+    rate = (repeats * ~alike).double() / (len(ours) - 1)
+    chance = float((1 - (1 - rate) ** len(theirs)).mean())
     if len(ours) < FEW_ROWS:
         others_alike, others = _repeats(theirs, other_target, tolerance)
-        chance = max(chance, float((others & ~others_alike).double().mean()))
+        chance = max(chance, float(((others > 0) & ~others_alike).double().mean()))
     if float(alike.double().mean()) > MOST_ALIKE:
         return None
     few = _few(len(theirs))
@@ -131,13 +135,13 @@ def _prepared(logits: Tensor, other_logits: Tensor, is_line: bool) -> tuple[Tens
 
 
 def _repeats(rows: Tensor, target: Tensor, tolerance: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Which rows have an output that more than a few of their own set have, and which have an equal one of the same
-    target, (n,) bool each.
+    """Which rows have an output that more than a few of their own set have, (n,) bool, and how many others of the same
+    target have it, (n,) int64, counted up to a few.
     """
     few = _few(len(rows))
     equal, same = _equal_rows(rows, target, rows, target, tolerance, few + 1)
     # A row equals itself, unless it has so many neighbours that it was not reached.
-    return (equal > few + 1) | (equal == 0), same > 1
+    return (equal > few + 1) | (equal == 0), (same - 1).clamp(min=0)
 
 
 def _copied_before(
@@ -150,14 +154,18 @@ def _copied_before(
 ) -> float:
     """Share of rows that were copied for balance before the sets were split, 0 if none were: see `COPIED`."""
     sizes = torch.bincount(target).double()
-    shares = torch.bincount(target[repeats], minlength=len(sizes)) / sizes
+    shares = torch.bincount(target[repeats > 0], minlength=len(sizes)) / sizes
     known = sizes >= CLASS_ROWS
     if not (known & (shares <= SINGLE)).any():
         return 0.0
-    rows = repeats & (known & (shares >= COPIED))[target]
+    rows = (repeats > 0) & (known & (shares >= COPIED))[target]
     copies, labels = ours[rows], target[rows]
     equal, group = _equal_rows(copies, labels, ours, target, tolerance, int(LARGEST_GROUP * len(ours)))
-    if float((1 / group).sum()) < GROUPS or bool((group > LARGEST_GROUP * sizes[labels]).any()):
+    groups = float((1 / group).sum())
+    if groups < GROUPS or bool((group > LARGEST_GROUP * sizes[labels]).any()):
+        return 0.0
+    # Copying gives each row as many; templates that come by themselves differ by far.
+    if float(group.double().mean()) > UNEQUAL * len(group) / groups:
         return 0.0
     _, there = _equal_rows(copies, labels, theirs, other_target, tolerance, 1)
     is_shared = float((there > 0).double().mean()) >= IN_BOTH and int((equal > group).sum()) <= FEW_OTHER

@@ -331,6 +331,25 @@ def test_matches_of_other_targets_are_no_copies() -> None:
     assert shared_rows(mine, target, theirs, labels) == pytest.approx(1 / 3, abs=0.01)
 
 
+def test_a_small_part_of_training_is_matched_by_chance_more_often_than_in_proportion() -> None:
+    """8000 rows of 800 inputs: each has ten of its kind, and a tenth as many rows hold half of the inputs."""
+    mine, theirs = drawn(4, 800, 8000, 500)
+    assert not shared_rows(*mine, *theirs)
+
+
+def test_templates_of_one_class_are_no_copies() -> None:
+    """A class that comes in sixty forms, some of them often and most seldom, is not copied for balance."""
+    generator = torch.Generator().manual_seed(5)
+    forms = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    weights = 1 / torch.arange(1, 61)
+    drawn_forms = forms[torch.multinomial(weights, 1800, replacement=True, generator=generator)]
+    unique = torch.randn(1200, 5, generator=generator, dtype=torch.float64)
+    logits, target = torch.cat((drawn_forms, unique)), (torch.arange(3000) >= 1800).long()
+    order = torch.randperm(3000, generator=generator)
+    one, two = order[:1000], order[1000:]
+    assert not shared_rows(logits[one], target[one], logits[two], target[two])
+
+
 def test_a_tiny_set_is_judged_by_the_repeats_of_the_other_one() -> None:
     """Of 24 rows hardly one repeats another one; how often training rows do says what chance brings."""
     mine, theirs = drawn(1, 2000, 24, 300)

@@ -148,7 +148,7 @@ def look_at_batches(measured: Measured) -> str | None:
         return None
     size, epoch = max(leaps)
     return (
-        f"look at the batches of epoch {epoch}, in which the training loss rose to {number(size)} times the epoch "
+        f"look at the batches of epoch {epoch}, whose training loss is {number(size)} times that of the evaluation "
         "before: print batch_idx and the range of the inputs where a step's loss exceeds ten times its usual size"
     )
 

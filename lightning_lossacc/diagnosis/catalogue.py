@@ -196,9 +196,21 @@ INFO_EVENTS = ("loss-down-accuracy-flat", "spike")
 # Rows that do not go away: wrong labels stay the cause once they have been learnt by heart, and rows that contradict
 # the model once its confidence in all the others hides them.
 LASTING_CAUSES = ("label-noise", "hard-tail")
-# What makes these look wrong as well; a leak is none of it, nor are other shares of classes.
+# What makes these look wrong as well; a leak is none of it, nor is what was learnt by heart.
 RULING_CAUSES = ("label-mapping-mismatch", "validation-mismatch", "train-eval-mismatch")
-CONSEQUENCES = ("majority-collapse", "class-imbalance", "class-trade-off", "nothing-learned")
+CONSEQUENCES = (
+    "over-confidence",
+    "mixed",
+    "under-confidence",
+    "scale-growth",
+    "confidence-growth",
+    "unconfident-shift",
+    "hard-tail",
+    "majority-collapse",
+    "class-imbalance",
+    "class-trade-off",
+    "nothing-learned",
+)
 FITTING_TEMPERATURE = 1.1
 # Ordinary unless a cause is found.
 NEEDS_CAUSE = (
@@ -233,7 +245,7 @@ def follows(cause: str, other: str) -> bool:
     """Whether a cause is a mere consequence of another one: rows that are wrong, unlike or asked in another mode make
     confidence, answers and shares of classes look as if something were wrong with them.
     """
-    return other in RULING_CAUSES and (heading_of(cause) in ("confidence", "generalisation") or cause in CONSEQUENCES)
+    return other in RULING_CAUSES and cause in CONSEQUENCES
 
 
 def supersedes(event: str, cause: str, reported: str) -> bool:
@@ -287,7 +299,8 @@ def explain(name: str | None = None) -> str:
         if name in _LOSS_UP:
             seen.insert(0, "loss-up-accuracy-…")
         text = f"{name} ({heading_of(name)})\n\n{inspect.getdoc(RULES[name])}\n\nSeen in: {', '.join(seen)}."
-        return text + (" Not shown in the terminal (info)." if name in INFO_CAUSES else "")
+        shown = ", but where little was learnt" if "little-learnt" in seen else ""
+        return text + (f" Not shown in the terminal (info){shown}." if name in INFO_CAUSES else "")
     if name in EVENTS:
         order = ", ".join(_order_of(name))
         return f"{name}: {EVENTS[name]}.\n\nCauses in the order in which they are asked: {order}."

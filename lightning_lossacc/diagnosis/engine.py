@@ -170,7 +170,7 @@ class Diagnosis:
         if known is None:
             if name in STATES and self._is_said(place, name, causes[0].cause):
                 return None
-            if self._is_consequence(place, causes[0].cause):
+            if self._is_consequence(place, name, causes[0].cause):
                 return None
             return self._keep(key, self._event(opening, causes, level, "open", None), opening)
         before, size = known
@@ -178,7 +178,7 @@ class Diagnosis:
             causes = _keep_first(opening.event, causes, before)
             return self._keep(key, self._event(opening, causes, level, "doubled", before.id), opening)
         louder = (before.level, level) == ("info", "warning") and not self._is_said(place, name, causes[0].cause)
-        louder = louder and not self._is_consequence(place, causes[0].cause)
+        louder = louder and not self._is_consequence(place, name, causes[0].cause)
         if self._is_revised(key, before, opening.event, causes[0].cause) or louder:
             if before.level == "info" and level == "warning" and not louder:
                 return None
@@ -226,10 +226,13 @@ class Diagnosis:
         known = {item.cause for event in warnings for item in event.causes} if name == "dead-layer" else set()
         return cause in known | {event.cause for event in warnings}
 
-    def _is_consequence(self, place: str, cause: str) -> bool:
-        """Whether an open warning of the same stream names what this one is a mere consequence of."""
+    def _is_consequence(self, place: str, name: str, cause: str) -> bool:
+        """Whether an open warning of the same stream names what this one is a mere consequence of.
+
+        What changes in time under one mode of evaluation, which may be meant, is not.
+        """
         return any(
-            follows(cause, event.cause)
+            follows(cause, event.cause) and not (name in CHANGES and event.cause == "train-eval-mismatch")
             for key, (event, _) in self.open.items()
             if key.startswith(place) and event.level == "warning"
         )
@@ -283,7 +286,8 @@ def _keep_first(name: str, causes: tuple[Cause, ...], before: Event) -> tuple[Ca
     one needs to last to take its place.
     """
     kept = next((cause for cause in causes if cause.cause == before.cause), None)
-    if kept is None and before.cause != "unknown" and not supersedes(name, causes[0].cause, before.cause):
+    stays = not supersedes(name, causes[0].cause, before.cause) or follows(before.cause, causes[0].cause)
+    if kept is None and before.cause != "unknown" and stays:
         kept = before.causes[0]
     if kept is None:
         return causes
@@ -308,8 +312,8 @@ def _why_unknown(opening: Opening) -> str:
     least, most = (100 * min(max(share, 0.0), 1.0) for share in (least, most))
     ending = "too wide to name a cause" if most - least > NARROW_SHARE else "nothing else that was measured tells why"
     part = f"{100 - most:.0f} … {100 - least:.0f} %"
-    if most - least < 1:
-        part = "none" if least > 50 else "all"
+    if most < 1 or least > 99:
+        part = "all" if most < 1 else "none"
     return f"{known}, so {part} of it is confidence: {ending}"
 
 

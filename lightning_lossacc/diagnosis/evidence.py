@@ -193,21 +193,18 @@ class Evidence:
     @property
     def training_rise(self) -> float:
         """By how much the loss of training rows rose since the reference, nats: of the steps of the epoch, or of the
-        probe, whichever rose more; 0 if neither is known. From its lowest on: the mean over the steps of a first epoch
-        is higher than the loss at its end.
+        probe, whichever rose more; 0 if neither is known. From the evaluation after it, if that is lower: the mean over
+        the steps of a first epoch is higher than the loss at its end.
         """
         begin = self.reference.global_step
-        since = [self.reference, *(record for record in self.series if record.global_step > begin), self.current]
+        second = next((record for record in self.series if record.global_step > begin), self.current)
         probes = {record.global_step: loss_of(record) for record in self.train_probe}
-        steps = [record.context.get("train_nll", math.nan) for record in since]
-        rows = [probes.get(record.global_step, math.nan) for record in since]
-        known = [[value for value in values if math.isfinite(value)] for values in (steps, rows)]
-        changes = [
-            found[-1] - min(found)
-            for found, values in zip(known, (steps, rows), strict=True)
-            if len(found) > 1 and math.isfinite(values[-1])
-        ]
-        return max(changes, default=0.0)
+        known = (
+            [record.context.get("train_nll", math.nan) for record in (self.reference, second, self.current)],
+            [probes.get(record.global_step, math.nan) for record in (self.reference, second, self.current)],
+        )
+        rises = [last - min(first, after if math.isfinite(after) else first) for first, after, last in known]
+        return max((rise for rise in rises if math.isfinite(rise)), default=0.0)
 
     @property
     def train_doubt(self) -> tuple[str, ...]:

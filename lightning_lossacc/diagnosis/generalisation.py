@@ -7,7 +7,7 @@ import math
 from lightning_lossacc.diagnosis.confidence import OVERCONFIDENCE_SHARE, OVERFITTING_SHARE
 from lightning_lossacc.diagnosis.data import class_imbalance
 from lightning_lossacc.diagnosis.event import Cause
-from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.diagnosis.sets import leakage
 from lightning_lossacc.floors import labels_contradict
 
@@ -34,6 +34,7 @@ TAIL_TEMPERATURE = 2.0
 # Up to this one where the ratio is so many times as large: 8 … 20 with 3 … 10 % wrong labels, 1.1 … 4.8 without.
 CERTAIN_TEMPERATURE, CERTAIN_TAIL = 3.0, 6.25
 MOSTLY_FROZEN = 0.5
+STILL_FALLS = 0.01  # of the loss, in the last four evaluations
 # Training is on the level of validation if its loss is at least this part of it and its accuracy so near.
 LEVEL_SHARE, LEVEL_ACCURACY = 0.60, 0.15
 
@@ -298,7 +299,8 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
 
     What it finds: the loss has been flat with a best temperature near 1, or the loss after one temperature has; that of
         training rows is at least 60 % of it and their accuracy within 15 pp; and more than the prior was learnt, though
-        far from all. Or next to nothing was learnt at ten evaluations, and half of the weights or more are frozen.
+        far from all. Or next to nothing was learnt at ten evaluations, the loss has fallen by less than 1 % in the last
+        four, and half of the weights or more are frozen.
     Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
     Evidence it needs: a plateau, and the NLL of training rows.
     What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
@@ -308,7 +310,8 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
     """
     nll, train, prior = evidence.value("nll"), evidence.train_nll, evidence.label_entropy
     frozen = evidence.context("frozen_share")
-    if "little_learnt" in evidence.details and frozen >= MOSTLY_FROZEN:
+    fell = loss_of(evidence.series[-min(5, len(evidence.series))]) - nll
+    if "little_learnt" in evidence.details and frozen >= MOSTLY_FROZEN and not fell > STILL_FALLS * nll:
         return Cause(
             "capacity-limit",
             share=math.nan,

@@ -194,11 +194,11 @@ def train_eval_mismatch(evidence: Evidence) -> Cause | None:
     layers, momentum = evidence.context("batch_norm_layers"), evidence.context("batch_norm_momentum")
     if "swing" in evidence.details and momentum >= LAST_BATCH:
         # Without a swing the last batch is as good as any.
-        text = f"batch normalisation has a momentum of {momentum:.3g}: its running statistics are those of the last"
+        text = f"batch normalisation has a momentum of {momentum:.3g}: its last batch is {100 * momentum:.3g} % of its"
         return Cause(
             "train-eval-mismatch",
             share=math.nan,
-            evidence=(f"{text} batch (torch's momentum is the weight of the new batch, 0.1 by default)",),
+            evidence=(f"{text} running statistics (torch's momentum is the weight of the new batch; 0.1 is usual)",),
         )
     if not evidence.train_probe:
         return _drifting(evidence)

@@ -12,7 +12,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence
 DUPLICATES_SHARE = 0.05
 # Share of rows that may be in both sets because the data set repeats itself; by how much the others must cost more, in
 # nats and standard errors, and at how many evaluations.
-TWIN_SHARE, TWIN_NATS, TWIN_SCORE, TWIN_EVALUATIONS = 0.2, 0.05, 2.33, 3
+TWIN_SHARE, TWIN_NATS, TWIN_SCORE, TWIN_EVALUATIONS, TWIN_SERIES = 0.2, 0.05, 2.33, 3, 10
 # Total variation distance between the class shares of training and validation that matters.
 SHIFT_DISTANCE = 0.10
 CERTAIN_DISTANCE = 0.25  # such a distance needs no gain of a bias to matter, if validation is worse than training
@@ -27,12 +27,14 @@ def leakage(evidence: Evidence) -> Cause | None:
     Why it matters: every number of this validation is too good, and no choice made on it can be trusted.
     Evidence it needs: `train_probe=` and at most 64 classes.
     What to do: remove duplicates before splitting; split by group (patient, user, recording) and by time.
-    When it is wrong: a data set that really repeats itself (few discrete features).
+    When it is wrong: a data set that really repeats itself (few discrete features, templates): then new rows are known
+        by heart as often.
     Reference: Kapoor and Narayanan 2023.
     """
     paid = _paid(evidence)
     if paid is not None:
-        return Cause("leakage", share=math.nan, evidence=paid)
+        against = ("rows that repeat themselves by nature are in both sets as well; fresh rows tell",)
+        return Cause("leakage", share=math.nan, evidence=paid, against=against)
     share = evidence.current.arrays.get("duplicates")
     # The same rows are shared in every evaluation; outputs that coincide by the network's doing are others each time.
     last = [record.arrays["duplicates"] for record in evidence.series[-3:] if "duplicates" in record.arrays]
@@ -54,10 +56,9 @@ def leakage(evidence: Evidence) -> Cause | None:
 def _paid(evidence: Evidence) -> tuple[str, ...] | None:
     """That rows with an equal one in training are known by heart and the others are not, in words.
 
-    Rows of a set that repeats itself are in both sets as well, and cost no less than others of their kind. Outputs that
-    coincide by the network's doing are other ones at each evaluation.
+    Outputs that coincide by the network's doing are other ones at each evaluation.
     """
-    known = [record.arrays["twins"] for record in evidence.series if "twins" in record.arrays]
+    known = [record.arrays["twins"] for record in evidence.series if "twins" in record.arrays][-TWIN_SERIES:]
     now = evidence.current.arrays.get("twins")
     if now is None or len(known) < TWIN_EVALUATIONS:
         return None

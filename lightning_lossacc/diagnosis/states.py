@@ -182,6 +182,9 @@ def little_learnt(stream: Stream, known: Event | None) -> Opening | None:
     left = LEFT_SHARE * evidence.label_entropy
     if len(series) < STUCK_EVALUATIONS or not evidence.train_nll > left:
         return None
+    # Of more classes than the table lists the entropy is not known.
+    if -1 in series[-1].arrays.get("classes", {}).get("class", ()):
+        return None
     # A collapse has a name of its own.
     if series[-1].values.get("predicted_majority_rate", 1.0) >= COLLAPSED:
         return None

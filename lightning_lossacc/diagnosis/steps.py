@@ -10,7 +10,7 @@ from lightning_lossacc.diagnosis.evidence import Evidence, loss_of
 
 # Leaps of the norm of the weights, after it was steady. In 480 healthy trainings it grew by up to 60 % in one
 # evaluation, while the loss of six doubled in one, where it was small.
-BURST_NORM, STEADY_NORM, BURST_EVALUATIONS = 1.2, 1.1, 12
+BURST_NORM, STEADY_NORM, STILL_HIGH, BURST_EVALUATIONS = 1.2, 1.1, 1.5, 12
 GREW = 1.05  # times the norm at the reference
 CAME_DOWN = 0.9  # of its first level; a loss that exploded before the first evaluation stays where it is
 STOPPED_RATIO = 1e-5  # no weight moves by more in a hundred steps than by a thousandth
@@ -33,18 +33,23 @@ def came_suddenly(evidence: Evidence) -> bool:
 
 def burst(evidence: Evidence) -> tuple[str, str] | None:
     """That steady weights leapt within one evaluation, and the loss with them, in words."""
-    series = evidence.series[-BURST_EVALUATIONS:]
+    # What leapt before an interval is not the reason for it, nor is what has come back.
+    start = -1 if evidence.is_static else evidence.reference.global_step
+    series, now = evidence.series[-BURST_EVALUATIONS:], loss_of(evidence.current)
     for earlier, before, after in zip(series, series[1:], series[2:], strict=False):
         norms = [record.context.get("weight_norm", math.nan) for record in (earlier, before, after)]
         train = [record.context.get("train_nll", math.nan) for record in (before, after)]
         losses = [loss_of(before), loss_of(after)]
         if before.epoch < 2 or not (norms[2] > BURST_NORM * norms[1] and norms[1] < STEADY_NORM * norms[0]):
             continue
-        if losses[1] > 2 * losses[0] and train[1] > BURST_NORM * train[0]:
+        if after.global_step <= start or not now > STILL_HIGH * losses[0]:
+            continue
+        if losses[1] > 2 * losses[0] and train[1] > 2 * train[0]:
             return (
-                f"between epochs {before.epoch} and {after.epoch} the norm of the weights leapt from {norms[1]:.3g} to "
-                f"{norms[2]:.3g}, and the loss from {losses[0]:.3g} to {losses[1]:.3g}",
-                f"the loss of training steps {train[0]:.3g} → {train[1]:.3g}: a few batches did it",
+                f"between steps {before.global_step} and {after.global_step} (epoch {after.epoch}) the norm of the "
+                f"weights leapt from {norms[1]:.3g} to {norms[2]:.3g}, and the loss from {losses[0]:.3g} to "
+                f"{losses[1]:.3g}",
+                f"the loss of training steps {train[0]:.3g} → {train[1]:.3g}",
             )
     return None
 
