@@ -77,11 +77,10 @@ def shared_rows(logits: Tensor, target: Tensor, other_logits: Tensor, other_targ
     few = _few(len(theirs))
     equal, same = _equal_rows(ours[~alike], target[~alike], theirs, other_target, tolerance, few)
     matched = (equal > 0) & (equal <= few)
-    copies, matches = int((matched & (same > 0)).sum()), int(matched.sum())
     expected = chance * len(ours)
-    left = copies - expected
+    left = int((matched & (same > 0)).sum()) - expected
     is_certain = left > max(CERTAIN_COPIES * expected, CERTAIN_SIGMAS * math.sqrt(expected))
-    if is_certain and matches - copies <= max(MOST_OTHER * matches, FEW_OTHER):
+    if is_certain and _have_targets_in_common(matched, same > 0):
         return left / len(ours)
     return None if chance > MOST_CHANCE else 0.0
 
@@ -113,9 +112,9 @@ def twins(
     most = min(int(LARGEST_CLUSTER * len(theirs)), CLUSTER)
     equal, same = _equal_rows(ours, target, theirs, other_target, tolerance, most)
     matched, copies = equal > 0, same > 0
-    few_others = int((matched & ~copies).sum()) <= max(MOST_OTHER * int(matched.sum()), FEW_OTHER)
     groups = [nll[rows] for rows in (copies, ~matched)]
-    if bool((equal > most).any()) or not few_others or min(map(len, groups)) < CLASS_ROWS:
+    is_alike = bool((equal > most).any())
+    if is_alike or not _have_targets_in_common(matched, copies) or min(map(len, groups)) < CLASS_ROWS:
         return None
     error = math.hypot(*(float(group.std()) / math.sqrt(len(group)) for group in groups))
     with_one, without = (float(group.mean()) for group in groups)
@@ -170,6 +169,12 @@ def _copied_before(
     _, there = _equal_rows(copies, labels, theirs, other_target, tolerance, 1)
     is_shared = float((there > 0).double().mean()) >= IN_BOTH and int((equal > group).sum()) <= FEW_OTHER
     return float(rows.sum()) / len(ours) if is_shared else 0.0
+
+
+def _have_targets_in_common(matched: Tensor, same: Tensor) -> bool:
+    """Whether next to all rows with an equal one have one of the same target, as copies do."""
+    others = int((matched & ~same).sum())
+    return others <= max(MOST_OTHER * int(matched.sum()), FEW_OTHER)
 
 
 def _few(rows: int) -> int:

@@ -47,7 +47,7 @@ def leakage(evidence: Evidence) -> Cause | None:
         "leakage",
         share=math.nan,
         evidence=(
-            f"{100 * share:.0f} % of the validation rows have the logits of a training row with the same target",
+            _in_both(share),
             f"NLL {evidence.value('nll'):.4f} here, {evidence.train_nll:.4f} on training rows",
         ),
     )
@@ -70,9 +70,13 @@ def _paid(evidence: Evidence) -> tuple[str, ...] | None:
         if not (more > max(twins["nll"], TWIN_NATS) and more > TWIN_SCORE * twins["error"]):
             return None
     return (
-        f"{100 * now['share']:.0f} % of the validation rows have the logits of a training row with the same target",
+        _in_both(now["share"]),
         f"NLL {now['nll']:.4f} on these rows, {now['others_nll']:.4f} on the {now['others']:.0f} without one",
     )
+
+
+def _in_both(share: float) -> str:
+    return f"{100 * share:.0f} % of the validation rows have the logits of a training row with the same target"
 
 
 def prior_shift(evidence: Evidence) -> Cause | None:
