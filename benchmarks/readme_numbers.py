@@ -31,6 +31,7 @@ EASIER = {"AR(0.5)": 0.03, "spikes": 0.03, "AR(0.8)": 0.10}
 POWER = 0.95
 # The rises that are to be found within 30 evaluations: 0.2 standard deviations an evaluation, and steeper.
 SLOPES = ("slope 0.2 sd", "slope 0.5 sd", "slope 1 sd")
+COMPARED_LENGTH = 100  # evaluations; rules that ask whether to stop alarm in every longer series
 OURS = "find_rise"
 COVERED = 0.85
 
@@ -265,7 +266,7 @@ def trends(rows: list[Row]) -> list[str]:
     run = next(row for row in rows if row["table"] == "run")
     alarms = [row for row in rows if row["table"] == "false alarms" and "floors off" not in row["detector"]]
     power = [row for row in rows if row["table"] == "power"]
-    length = max(row["length"] for row in alarms if row["runs"] == run["runs"])
+    length, longest = COMPARED_LENGTH, max(row["length"] for row in alarms)
     lines, pooled = [], {}
     for detector in dict.fromkeys(row["detector"] for row in alarms):
         here = [row for row in alarms if row["detector"] == detector and row["length"] == length]
@@ -293,12 +294,15 @@ def trends(rows: list[Row]) -> list[str]:
     missed = [f"{family} {percent(row['rate'])} %" for family, row in ours.items() if row["rate"] < POWER]
     slopes = ", ".join(f"{slope.removeprefix('slope ')} {rated(ours[slope])}" for slope in SLOPES)
     others = ", ".join(f"{name} {share} %" for name, share in pooled.items() if name != OURS)
+    long = [row for row in alarms if (row["detector"], row["length"]) == (OURS, longest)]
+    late = percent(sum(row["hits"] for row in long) / sum(row["runs"] for row in long))
     head = ("rule", "false alarms", "worst family, 95 %", *(f"found, {slope}" for slope in SLOPES), "delay, 0.5 sd")
     return [
         f"**Does it see a rise, and only a rise?** {run['runs']} simulated series of each of "
         f"{len({row['family'] for row in alarms})} families in which nothing rises for good, {length} evaluations "
-        f"long ({run['long_runs']} of 300 and 1000), and a quarter as many of each kind of rise. **False alarms: "
-        f"{pooled[OURS]} % of all series.** Rises by a slope an evaluation, found within 30 evaluations: {slopes}. "
+        f"long ({run['long_runs']} of {longest}), and a quarter as many of each kind of rise. **False alarms: "
+        f"{pooled[OURS]} % of all series, {late} % within {longest} evaluations.** Rises by a slope an evaluation, "
+        f"found within 30 evaluations: {slopes}. "
         f"Beside it, false alarms of {others} (asked whether the loss rose; patience and SageMaker's rules ask "
         f"whether to stop). Above the bar ({percent(FALSE_ALARM)} % a run; AR(0.5) and spikes 3 %, AR(0.8) 10 %): "
         f"{above}. Rises found within 30 in less than {percent(POWER)} %, some of them below the practical floor "
