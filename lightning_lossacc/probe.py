@@ -167,18 +167,23 @@ class Probe:
         """Share of this probe's rows that the other probe holds too, by equal logits and targets; see
         `matches.shared_rows`. None where either keeps no logits, or nothing can be said.
         """
-        ours, theirs = self.rows(), other.rows()
-        if ours is None or theirs is None or ours[1].shape[1] != theirs[1].shape[1]:
-            return None
-        return matches.shared_rows(ours[1], ours[2], theirs[1], theirs[2])
+        rows = self._rows_beside(other)
+        return None if rows is None else matches.shared_rows(*rows)
 
     def twins(self, other: Probe) -> dict[str, float] | None:
         """Rows that the other probe holds too, and what the others cost; see `matches.twins`."""
+        rows = self._rows_beside(other)
+        if rows is None:
+            return None
+        logits, target, *others = rows
+        return matches.twins(logits, target, F.cross_entropy(self._both(logits), target, reduction="none"), *others)
+
+    def _rows_beside(self, other: Probe) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Logits and targets of both; None where either keeps none, or of other classes."""
         ours, theirs = self.rows(), other.rows()
         if ours is None or theirs is None or ours[1].shape[1] != theirs[1].shape[1]:
             return None
-        nll = F.cross_entropy(self._both(ours[1]), ours[2], reduction="none")
-        return matches.twins(ours[1], ours[2], nll, theirs[1], theirs[2])
+        return ours[1], ours[2], theirs[1], theirs[2]
 
     def compare(self, name: str, temperature: float) -> dict[str, Any] | None:
         """The current evaluation against the reference `name`; None without one, or if the items are not the same."""

@@ -5,6 +5,7 @@ under other names without a confusion table, a few corrupt batches, frozen weigh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,37 +21,27 @@ from lightning_lossacc.diagnosis.engine import _keep_first, _why_unknown
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence
 from lightning_lossacc.diagnosis.states import little_learnt, loss_high
-from lightning_lossacc.history import History
+from lightning_lossacc.history import History, Record
 from lightning_lossacc.matches import twins
 from lightning_lossacc.modes import frozen_share
 from lightning_lossacc.remedies import remedies
-from tests.situations import DOUBT, RISE, STATE, TAIL, TAILED, Situation, classes
+from tests.situations import DOUBT, REPORTED, RISE, STATE, TAIL, TAILED, Situation, classes
 
 
 def _reported(cause: str, evidence: Evidence) -> Event:
     """An event as it was reported, with this first cause."""
-    record = evidence.current
     found = RULES[cause](evidence)
     assert found is not None
-    return Event(
-        id="loss-up/val/0/1",
-        event="loss-up-accuracy-flat",
-        level="warning",
-        status="open",
-        stage="val",
-        loader=0,
-        epoch=record.epoch,
-        global_step=record.global_step,
-        reference_epoch=0,
-        reference_step=0,
-        onset_epoch=1,
-        num_rows=1000,
-        num_items=1000,
-        causes=(found,),
-        generalises="shown",
-        evidence={},
-        attribution={},
-    )
+    return replace(REPORTED, causes=(found,))
+
+
+def examined(records: Iterable[Record]) -> list[Event]:
+    """All reports on these evaluations, numbered from 0."""
+    diagnosis, history, seen = Diagnosis(), History(), []
+    for epoch, record in enumerate(records):
+        history.append(replace(record, epoch=epoch, global_step=epoch))
+        seen += diagnosis.examine(history)
+    return seen
 
 
 def with_series(situation: Situation, arrays: list[dict[str, Any]], contexts: list[dict[str, float]]) -> Evidence:
@@ -276,28 +267,17 @@ def test_a_consequence_opens_no_event_of_its_own() -> None:
     arrays = {"classes": rows, "confusion": [[890, 5, 5], [0, 0, 60], [0, 40, 0]]}
     values = {"accuracy": 0.89, "balanced_accuracy": 0.33, "nll": 0.9, "refinement_nll": 0.5, "temperature": 3.0}
     first = STATE.but(values=values, arrays=arrays).evidence().current
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(12):
-        history.append(replace(first, epoch=epoch, global_step=epoch))
-        seen += diagnosis.examine(history)
-    assert {event.cause for event in seen if event.level == "warning"} == {"label-mapping-mismatch"}
+    assert {event.cause for event in examined([first] * 12) if event.level == "warning"} == {"label-mapping-mismatch"}
     other = STATE.but(values=values, arrays={"classes": rows}).evidence().current
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(12):
-        history.append(replace(other, epoch=epoch, global_step=epoch))
-        seen += diagnosis.examine(history)
-    assert "class-imbalance" in {event.cause for event in seen if event.level == "warning"}
+    assert "class-imbalance" in {event.cause for event in examined([other] * 12) if event.level == "warning"}
 
 
 def test_a_mode_that_may_be_meant_hides_no_leak_and_no_rise() -> None:
     """Dropout that acts in evaluation is said once; copies and a rise of the loss are said beside it."""
     evidence = STATE.but(context={"training_layers": 1.0}, arrays={"twins": PAID}).evidence()
     first = replace(evidence.current, arrays={"twins": PAID})
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(30):
-        values = {"nll": 0.5 + 0.03 * max(0, epoch - 10), "refinement_nll": 0.45}
-        history.append(replace(first, epoch=epoch, global_step=epoch, values=first.values | values))
-        seen += diagnosis.examine(history)
+    risen = [{"nll": 0.5 + 0.03 * max(0, epoch - 10), "refinement_nll": 0.45} for epoch in range(30)]
+    seen = examined(replace(first, values=first.values | values) for values in risen)
     warnings = {event.event.split("-accuracy")[0] for event in seen if event.level == "warning"}
     assert {"train-eval-gap", "val-better-than-train", "loss-up"} <= warnings
 
@@ -320,13 +300,12 @@ def test_a_collapse_is_no_shift_to_less_confidence() -> None:
 def test_confidence_that_still_grows_is_no_warning(first: float, level: str) -> None:
     """The best temperature comes nearer to 1 while the loss falls, or stays where it is."""
     record = replace(STATE.evidence().current, arrays={})
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(30):
-        share = epoch / 29
-        values = {"nll": 0.6 - 0.3 * share, "refinement_nll": 0.45 - 0.24 * share}
-        values["temperature"] = first + (0.46 - first) * share
-        history.append(replace(record, epoch=epoch, global_step=epoch, values=record.values | values))
-        seen += [event for event in diagnosis.examine(history) if event.cause == "under-confidence"]
+    columns = [
+        {"nll": 0.6 - 0.3 * share, "refinement_nll": 0.45 - 0.24 * share, "temperature": first + (0.46 - first) * share}
+        for share in (epoch / 29 for epoch in range(30))
+    ]
+    events = examined(replace(record, values=record.values | values) for values in columns)
+    seen = [event for event in events if event.cause == "under-confidence"]
     assert seen and seen[-1].level == level
 
 
@@ -402,10 +381,6 @@ def test_a_ceiling_of_frozen_weights_is_a_warning() -> None:
         context={"frozen_share": 0.97, "train_nll": 2.04, "train_accuracy": 0.15},
     )
     record = replace(situation.evidence().current, arrays={"classes": {**TABLE, "nll": [205.0] * 10}})
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(12):
-        history.append(replace(record, epoch=epoch, global_step=epoch))
-        seen += diagnosis.examine(history)
-    assert [(event.event, event.cause) for event in seen if event.level == "warning"] == [
+    assert [(event.event, event.cause) for event in examined([record] * 12) if event.level == "warning"] == [
         ("little-learnt", "capacity-limit")
     ]

@@ -86,21 +86,21 @@ def test_what_is_not_little(situation: Situation, evaluations: int) -> None:
     assert little_learnt(stream(situation, evaluations), None) is None
 
 
-@pytest.mark.parametrize(("dropout", "temperature", "opens"), [(0.9, 0.6, True), (0.6, 0.6, False), (0.9, 0.9, False)])
-def test_a_ruling_dropout_needs_less_of_the_loss(dropout: float, temperature: float, opens: bool) -> None:
+@pytest.mark.parametrize(
+    ("context", "temperature", "opens"),
+    [
+        ({"dropout": 0.9}, 0.6, True),
+        ({"dropout": 0.6}, 0.6, False),
+        ({"dropout": 0.9}, 0.9, False),
+        ({"penalty": 0.5}, 0.6, True),
+        ({"penalty": 0.3}, 0.6, False),
+        ({"penalty": 0.5}, 0.9, False),
+    ],
+)
+def test_what_rules_needs_less_of_the_loss(context: Numbers, temperature: float, opens: bool) -> None:
     """One temperature takes 9 % of the loss away."""
     values = {"nll": 0.8, "refinement_nll": 0.73, "temperature": temperature}
-    opening = loss_high(stream(STATE.but(values=values, probe={"nll": 0.75}), dropout=dropout), None)
-    assert (opening is not None) is opens
-    if opening is not None:
-        assert find_causes(opening.event, opening.evidence)[0].cause == "over-regularisation" and opening.lasting
-
-
-@pytest.mark.parametrize(("penalty", "temperature", "opens"), [(0.5, 0.6, True), (0.3, 0.6, False), (0.5, 0.9, False)])
-def test_a_ruling_penalty_needs_less_of_the_loss(penalty: float, temperature: float, opens: bool) -> None:
-    """As for a dropout; the run still learns, slowly."""
-    values = {"nll": 0.8, "refinement_nll": 0.73, "temperature": temperature}
-    opening = loss_high(stream(STATE.but(values=values, probe={"nll": 0.75}), penalty=penalty), None)
+    opening = loss_high(stream(STATE.but(values=values, probe={"nll": 0.75}), **context), None)
     assert (opening is not None) is opens
     if opening is not None:
         assert find_causes(opening.event, opening.evidence)[0].cause == "over-regularisation" and opening.lasting

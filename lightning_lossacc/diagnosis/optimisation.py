@@ -30,9 +30,9 @@ DEAD_SHARE, DIED_SHARE, MOST_DIED = 0.9, 0.3, 0.5
 KILLING_RATIO = 4e-2
 ALIVE_EVALUATIONS = 5  # fewer do not show that living units learn nothing
 VANISHED = 1e-3  # of the largest update: 1e-1 … 1e-2 at the end of trainings that went well
-TIMID_NATS = (
-    0.02  # that one temperature saves; 0.005 … 0.011 in trainings that had not ended, 0.04 and more under a rule
-)
+RULING_PENALTY = 0.5  # of the loss
+# That one temperature saves: 0.005 … 0.011 in trainings that had not ended, 0.04 and more under a rule.
+TIMID_NATS = 0.02
 RULING_DROPOUT = 0.8  # little is learnt through fewer than a fifth of the units
 RECENT = 3  # evaluations whose median stands for now
 FORGOTTEN = 1.3  # times the lowest level of the training loss
@@ -273,7 +273,9 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
     penalty, dropout = evidence.context("penalty"), evidence.context("dropout")
     refined = evidence.value("refinement_nll")
     is_poor = refined > 0.1 * evidence.label_entropy or penalty > 2 * nll
-    if not (math.isfinite(nll) and train > 0.7 * nll and is_poor) or (penalty < nll / 2 and came_suddenly(evidence)):
+    if not (math.isfinite(nll) and train > 0.7 * nll and is_poor) or (
+        penalty < RULING_PENALTY * nll and came_suddenly(evidence)
+    ):
         return None
     lines, norms = [], evidence.context_column("weight_norm")
     decay = evidence.context("weight_decay")

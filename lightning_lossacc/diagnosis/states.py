@@ -22,7 +22,7 @@ from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_sh
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
-from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT
+from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT, RULING_PENALTY
 from lightning_lossacc.diagnosis.sets import leakage, prior_shift
 from lightning_lossacc.floors import constant_confidence_nll
 from lightning_lossacc.history import Record
@@ -36,7 +36,6 @@ HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
 RULED_SHARE = 1 / 3  # of that share where a dropout of 0.8 and more, or a penalty, keeps the logits small
-RULING_PENALTY = 0.5  # of the loss
 GROWN = 0.95  # of the logarithm of the temperature in the middle of the run
 DEAD_EVALUATIONS = 3
 LEFT_SHARE = 0.8  # of the entropy of the labels
