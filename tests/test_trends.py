@@ -281,11 +281,25 @@ class TestSilent:
         assert opened[4] > 41 + 12
 
     def test_jitter_is_no_fall(self) -> None:
-        # A step of 6 sd: by chance the last third lies lower than the first by 12 % of it, for up to 25 evaluations.
+        # A step of 6 sd: by chance the last third lies lower than the first by 8 % of it, for up to 25 evaluations.
         steps = np.arange(80)
         base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10) + 0.06 * (steps > 40)
         delays = sorted(trends.first_rise((base + noise(seed, 80)).tolist())[0] - 41 for seed in range(40))
-        assert delays[35] <= 16
+        assert delays[35] <= 18
+
+    def test_small_warm_restarts_stay_below_the_floor(self) -> None:
+        # Cosine periods of 20, 40, 80, 160 that add 4 % each: a rise of 5 % is chance, in 17 of 80 runs without a margin.
+        starts = np.repeat([0, 20, 60, 140], [20, 40, 80, 60])
+        phase = (np.arange(200) - starts) / np.repeat([20, 40, 80, 160], [20, 40, 80, 60])
+        curve = decay(200) + 0.01 * (1 + np.cos(np.pi * phase))
+        assert sum(trends.first_rise((curve + noise(seed, 200)).tolist()) is not None for seed in range(80)) <= 3
+
+    def test_a_slow_rise_is_no_jump(self) -> None:
+        # A fifth of the jitter an evaluation: the margin for jumps would find it 4 evaluations later.
+        steps = np.arange(80)
+        curve = decay(80)[np.minimum(steps, 40)] + 0.002 * np.maximum(steps - 40, 0)
+        delays = sorted(trends.first_rise((curve + noise(seed, 80)).tolist())[0] - 41 for seed in range(40))
+        assert delays[20] <= 24
 
     def test_learning_rates_tell_a_restart_from_a_step(self) -> None:
         values = (np.concatenate((decay(30, 0.5, 1.0, 4.0), np.full(6, 0.6))) + noise(2, 36, 0.004)).tolist()
@@ -294,8 +308,9 @@ class TestSilent:
         assert find_rise(values, learning_rates=[0.1] * 30 + [0.3] * 6) is None
         assert find_rise(values, learning_rates=[math.nan] * 36) is None
 
-    # Where the rate jumps at 40, a jump of three standard deviations is a restart; without rates it is a rise. If the
-    # rate grows by a tenth each evaluation, a rise is found as it is without rates.
+    # A jump of three standard deviations, 1.2 times the floor: where the rate jumps too it is a restart, where the rate
+    # stays it is a rise, and without rates it may be a restart whose true size is below the floor. If the rate grows by
+    # a tenth each evaluation, a rise is found as it is without rates.
     def test_learning_rates_tell_a_small_restart(self) -> None:
         steps = np.arange(60)
         rates = np.where(steps < 40, 0.1, 0.3).tolist()
@@ -307,7 +322,8 @@ class TestSilent:
             return next((stop for stop, part in given if find_rise(values[:stop], learning_rates=part)), None)
 
         jumps = [(base + 0.03 * (steps >= 40) + noise(seed, 60)).tolist() for seed in range(20)]
-        assert sum(opened(values, None) is not None for values in jumps) >= 15
+        assert sum(opened(values, [0.1] * 60) is not None for values in jumps) >= 15
+        assert sum(opened(values, None) is not None for values in jumps) <= 8
         assert sum(opened(values, rates) is not None for values in jumps) <= 2
         for seed in range(5):
             values = (base + 0.005 * np.maximum(steps - 38, 0) + noise(seed, 60)).tolist()
