@@ -288,7 +288,7 @@ class TestSilent:
         assert delays[35] <= 18
 
     def test_small_warm_restarts_stay_below_the_floor(self) -> None:
-        # Cosine periods of 20, 40, 80, 160 that add 4 % each: a rise of 5 % is chance, in 17 of 80 runs without a margin.
+        # Cosine periods of 20, 40, 80, 160 that add 4 % each: a rise of 5 % is chance (no margin: 17 of 80).
         starts = np.repeat([0, 20, 60, 140], [20, 40, 80, 60])
         phase = (np.arange(200) - starts) / np.repeat([20, 40, 80, 160], [20, 40, 80, 60])
         curve = decay(200) + 0.01 * (1 + np.cos(np.pi * phase))
