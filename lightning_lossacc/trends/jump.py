@@ -13,17 +13,17 @@ from lightning_lossacc.trends.shift import Shift
 # A mean over `w` running medians of five of white noise varies about like a mean over `w + 2` values.
 MEDIAN_GAIN = 2
 # A rise of which so many steps of the running median make up such a share is a jump, and a jump may be a warm restart:
-# it must last for 8 evaluations or a third of those before it (25 at most), and must not have fallen by 8 % of itself
+# it must last for 8 evaluations or 3/8 of those before it (28 at most), and must not have fallen by 8 % of itself
 # since, unless jitter explains that much. One that goes on rising need not wait.
-FIRST_JUMP, JUMP_WAIT, LONGEST_WAIT, FALLING = (2, 0.7), 8, 25, 0.08
+FIRST_JUMP, JUMP_WAIT, WAIT_SHARE, LONGEST_WAIT, FALLING = (2, 0.7), 8, 0.375, 28, 0.08
 STILL_RISING = 3.0  # Standard deviations of the difference of two means of white noise.
 # Once a comparable jump went away (levels of these widths side by side, a share of this change and standard deviations
 # apart) less of a jump counts as one, and it must last for as long as from that jump to this one: periods double often.
 LATER_JUMP, JUMP_WIDTHS, COMPARABLE, JUMP_SIGMAS = (4, 0.4), (3, 7, 15), 0.4, 3.0
 RESTARTED = 1.5  # Learning rate now over that at the reference.
-# A step is out of the question if a line leaves so much less, in squares of the jitter: a rise of 0.2 sd an evaluation
-# is told from a step in 95 % of the runs when it reaches 4 sd.
-STEP_SLACK = 2.0
+# A step is out of the question if a line leaves so much less, in squares of the jitter, up to 64 evaluations; in
+# proportion to their number afterwards, because more restarts have their chance to look like a line.
+STEP_SLACK, SLACK_COUNT = 2.0, 64
 
 
 def may_restart(rates: Array | None, reference: int, last: int) -> bool:
@@ -31,8 +31,11 @@ def may_restart(rates: Array | None, reference: int, last: int) -> bool:
     return rates is None or not rates[last] <= RESTARTED * rates[reference]
 
 
-def is_step(values: Array, jitter: float) -> bool:
-    """Whether two constants, one after the other, fit `values` about as well as a straight line (least squares)."""
+def is_step(values: Array, jitter: float, evaluations: int) -> bool:
+    """Whether two constants, one after the other, fit the last `values` about as well as a straight line does.
+
+    In least squares: the sum that the line leaves may be `2 jitter^2 max(1, evaluations / 64)` smaller.
+    """
     count = len(values)
     if count < 3:
         return True
@@ -41,7 +44,7 @@ def is_step(values: Array, jitter: float) -> bool:
     line = float(places @ centred) ** 2 / float(places @ places)
     before = np.arange(1, count)
     step = float((np.cumsum(centred)[:-1] ** 2 * count / (before * (count - before))).max())
-    return step > line - STEP_SLACK * jitter**2
+    return step > line - STEP_SLACK * max(1.0, evaluations / SLACK_COUNT) * jitter**2
 
 
 def may_go_back(
@@ -83,7 +86,7 @@ def may_go_back(
         return False
     if known:
         return True
-    wait = max(JUMP_WAIT, min(place // 3, LONGEST_WAIT))
+    wait = max(JUMP_WAIT, min(int(WAIT_SHARE * place), LONGEST_WAIT))
     if earlier is not None:
         return len(after) < max(wait, place - earlier) or -risen > small
     return len(after) < wait or -risen > max(small, spread)

@@ -95,7 +95,7 @@ def find_rise(
 
     if more than half of its medians, and for `w <= 3` the newest value, lie above `d / 2`, and if it is
     no sudden jump that may be a warm restart: a jump that stays below the highest of the first three
-    values and does not rise further must last for 8 evaluations, or a third of those before it, or, if
+    values and does not rise further must last for 8 evaluations, or 3/8 of those before it, or, if
     a comparable one went away, as many as lie between the two, without falling back. From 3 to
     23 values see also `climb`. A fall is the rise of the negated series. Exact repeats of a value at
     the end count once; from five repeats on they are a level, if that one value alone is beyond jitter.
@@ -258,9 +258,8 @@ class _Scan:
             if not candidate.change > threshold:
                 continue
             if not frozen:
-                if may_restart(self.rates, candidate.low, last) and is_step(
-                    self.series[candidate.low : last + 1], noise
-                ):
+                since = self.series[candidate.low : last + 1]
+                if may_restart(self.rates, candidate.low, last) and is_step(since, noise, last + 1):
                     threshold = max(threshold, self.floor(candidate.level) + JUMP_MARGIN * chance)
                 threshold = max(threshold, EXCURSION_FACTOR * self.recovered(candidate, last))
             ratio = candidate.change / threshold
