@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 
 def dropout_rate(module: nn.Module) -> float:
@@ -15,11 +19,25 @@ def dropout_rate(module: nn.Module) -> float:
     return 0.0
 
 
-def frozen_share(module: nn.Module) -> float:
-    """Share of the weights that no gradient reaches, in [0, 1]; 0 without weights."""
-    sizes = [(weight.requires_grad, weight.numel()) for weight in module.parameters() if not is_lazy(weight)]
-    total = sum(size for _, size in sizes)
-    return sum(size for trains, size in sizes if not trains) / total if total else 0.0
+def averages(module: nn.Module) -> set[int]:
+    """Identities of the weights that follow others as their average, without an optimizer."""
+    copies = [child for child in module.modules() if isinstance(child, AveragedModel)]
+    return {id(weight) for child in copies for weight in child.parameters()}
+
+
+def frozen_share(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> float:
+    """Share of the weights that do not learn, in [0, 1]: no gradient reaches them, or no optimizer has them.
+
+    Averages of weights are left out, and optimizers that have none of these weights (but copies, say) tell nothing;
+    0 without weights.
+    """
+    left_out = averages(module)
+    weights = [weight for weight in module.parameters() if not is_lazy(weight) and id(weight) not in left_out]
+    held = {id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
+    known = any(id(weight) in held for weight in weights)
+    total = sum(weight.numel() for weight in weights)
+    learning = sum(weight.numel() for weight in weights if weight.requires_grad and (id(weight) in held or not known))
+    return 1 - learning / total if total else 0.0
 
 
 def training_layers(module: nn.Module) -> int:

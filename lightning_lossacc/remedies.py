@@ -107,6 +107,7 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
         confidence.both_checkpoints,
     ),
     "nothing-learned": (
+        generalisation.unfreeze,
         optimisation.overfit_one_batch,
         optimisation.standardise_inputs,
         optimisation.find_learning_rate,

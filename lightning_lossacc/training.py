@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
+from lightning_lossacc.modes import averages
 from lightning_lossacc.stages import StageState
 
 # Largest number of classes whose training rows are listed.
@@ -62,11 +62,8 @@ def left_out(module: nn.Module, optimizers: Iterable[Optimizer]) -> str | None:
 
     Averages of weights follow them without one.
     """
-    averages = {
-        id(weight) for child in module.modules() if isinstance(child, AveragedModel) for weight in child.parameters()
-    }
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    known = averages | {id(weight) for group in groups for weight in group["params"]}
+    known = averages(module) | {id(weight) for group in groups for weight in group["params"]}
     trained = [
         (name, weight)
         for name, weight in module.named_parameters()

@@ -275,7 +275,7 @@ class Watcher:
             watched_units: units of all layers behind these shares.
             dropout: largest probability.
             training_layers: layers of dropout and batch normalisation that are in training mode at this call.
-            frozen_share: share of the weights that no gradient reaches.
+            frozen_share: share of the weights that no gradient reaches, or that are in none of the optimizers seen.
             batch_norm_layers, batch_norm_momentum: layers with running statistics, and their smallest momentum.
             batch_norm_drift: largest distance over these layers between the statistics of sampled batches and the
                 running ones, see `Normalisation`.
@@ -339,10 +339,11 @@ class Watcher:
         if module is None:
             return {}
         found = {"dropout": max(map(dropout_rate, module.modules())), **self._normalisation.settings()}
-        found |= {"training_layers": training_layers(module), "frozen_share": frozen_share(module)}
+        optimizers = list(filter(None, (reference() for reference in self._optimizers.values())))
+        found |= {"training_layers": training_layers(module), "frozen_share": frozen_share(module, optimizers)}
         decays = [
             float(group["weight_decay"] or 0.0)
-            for optimizer in filter(None, (reference() for reference in self._optimizers.values()))
+            for optimizer in optimizers
             for group in optimizer.param_groups
             if "weight_decay" in group
         ]

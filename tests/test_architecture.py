@@ -328,7 +328,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "ranks": ({"stages"}, {"torch"}),
-    "training": ({"stages"}, {"torch"}),
+    "training": ({"modes", "stages"}, {"torch"}),
     "memory": ({"probe"}, {"torch"}),
     "train_probe": ({"capture", "probe", "sampling", "stages", "sums"}, {"lightning", "numpy", "torch"}),
     "records": ({"history", "probe", "quantities", "stages"}, {"lightning", "torch"}),

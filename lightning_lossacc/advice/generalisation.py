@@ -137,15 +137,15 @@ def split_by_group(measured: Measured) -> str:
     )
 
 
-def _unfreeze(measured: Measured) -> str | None:
+def unfreeze(measured: Measured) -> str | None:
     """Weights that were frozen and may know nothing of this task; None where few are."""
     frozen = measured.context("frozen_share")
     if not frozen >= MOSTLY_FROZEN:
         return None
     return (
         f"let more of the network learn: {100 * frozen:.3g} % of its weights are frozen; "
-        "`for weight in backbone.parameters(): weight.requires_grad_(True)` with a tenth of the rate, and make "
-        "sure that their pre-trained values were loaded"
+        "`for weight in backbone.parameters(): weight.requires_grad_(True)`, all of them in the optimizer, those of "
+        "a pre-trained part with a tenth of the rate, and make sure that its values were loaded"
     )
 
 
@@ -153,7 +153,7 @@ def more_capacity(measured: Measured) -> str:
     """A larger network, where training stands on the level of validation; or what of it does not learn."""
     train, here = measured.context("train_nll"), measured.value("nll")
     beside = f": training stands at NLL {train:.4f}, validation at {here:.4f}" if math.isfinite(train) else ""
-    return _unfreeze(measured) or (
+    return unfreeze(measured) or (
         f"more capacity (twice the width, or one more layer){beside}; "
         "if a wider network stops on the same level, the inputs lack it"
     )

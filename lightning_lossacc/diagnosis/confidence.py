@@ -244,13 +244,15 @@ def unconfident_shift(evidence: Evidence) -> Cause | None:
 def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | None:
     """One evaluation whose loss is mostly a matter of one temperature."""
     nll, refined, gain = (evidence.value(key) for key in ("nll", "refinement_nll", "temperature_gain"))
-    edge, terms = evidence.value("temperature_at_edge") == 1, evidence.current.arrays.get("loss_terms")
+    edge, terms = evidence.value("temperature_at_edge") == 1, evidence.loss_terms
     if not (is_side and nll - refined >= KEPT_SHARE * nll and (gain > 0 or edge)):
         return None
     if edge and evidence.temperature > 1:
         # No temperature is best: such logits say nothing, and that is no matter of confidence alone.
         return None
-    against = (f"your loss has {terms}, which brings this",) if terms and cause == "under-confidence" else ()
+    against = (
+        (f"your loss has {terms}, which brings this",) if "smoothing" in terms and cause == "under-confidence" else ()
+    )
     if cause == "over-confidence":
         against = _unlike(evidence)
     return Cause(

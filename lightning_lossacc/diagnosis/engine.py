@@ -164,8 +164,8 @@ class Diagnosis:
         benign = causes[0].cause in INFO_CAUSES and opening.event != "little-learnt"
         is_info = benign or opening.event in INFO_EVENTS or not opening.lasting
         is_info = is_info or (causes[0].cause == "unknown" and opening.event == "oscillation")
-        # Confidence that still grows is that of a training which has not ended.
-        is_info = is_info or (causes[0].cause == "under-confidence" and "growing" in opening.evidence.details)
+        # Confidence that still grows is that of a training which has not ended; that of smoothed labels is meant.
+        is_info = is_info or (causes[0].cause == "under-confidence" and "expected" in opening.evidence.details)
         level: Level = "info" if is_info else "warning"
         if known is None:
             if name in STATES and self._is_said(place, name, causes[0].cause):

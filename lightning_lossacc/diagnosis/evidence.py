@@ -105,6 +105,12 @@ class Evidence:
         return known and self.value("temperature_at_edge") == 1.0 and self.temperature > 1
 
     @property
+    def loss_terms(self) -> str:
+        """What the loss has beside the NLL, in words: that of this evaluation, else that of the training steps."""
+        records = [self.current, *self.train[-1:]]
+        return next(filter(None, (str(record.arrays.get("loss_terms", "")) for record in records)), "")
+
+    @property
     def num_classes(self) -> int | None:
         """C, or None if it was neither measured nor told."""
         known = self.current.context.get("num_classes")

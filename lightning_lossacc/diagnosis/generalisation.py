@@ -316,7 +316,7 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
             "capacity-limit",
             share=math.nan,
             evidence=(
-                f"{100 * frozen:.3g} % of the weights are frozen (requires_grad is False), and the rest is not enough",
+                f"{100 * frozen:.3g} % of the weights are frozen or in no optimizer, and the rest is not enough",
                 f"NLL {nll:.4f} here and {train:.4f} on training rows, label entropy {prior:.4f}",
             ),
         )

@@ -294,7 +294,7 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
         temperature = min(temperature, median(evidence.column("temperature")[-RECENT:] or [math.inf]))
     # A temperature that would save next to nothing is that of a training which has not ended.
     # Smoothing keeps the temperature low by itself.
-    is_timid = temperature < 0.8 and "smoothing" not in evidence.current.arrays.get("loss_terms", "")
+    is_timid = temperature < 0.8 and "smoothing" not in evidence.loss_terms
     is_timid = is_timid and (nll - refined > max(0.05 * nll, TIMID_NATS) or "swing" in evidence.details)
     if not (lines or rules or is_timid):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -20,7 +21,7 @@ from lightning_lossacc.diagnosis.data import (
 )
 from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_share
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
+from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
 from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
 from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT, RULING_PENALTY
 from lightning_lossacc.diagnosis.sets import leakage, prior_shift
@@ -36,6 +37,7 @@ HIDDEN_EVALUATIONS = 6
 SHARES_EVALUATIONS = 3
 HIGH_NATS = 0.05
 RULED_SHARE = 1 / 3  # of that share where a dropout of 0.8 and more, or a penalty, keeps the logits small
+USUAL_SMOOTHING = 0.1  # Szegedy et al. 2016
 GROWN = 0.95  # of the logarithm of the temperature in the middle of the run
 DEAD_EVALUATIONS = 3
 LEFT_SHARE = 0.8  # of the entropy of the labels
@@ -113,9 +115,9 @@ def loss_high(stream: Stream, known: Event | None) -> Opening | None:
         return high or is_renamed(record) or bias >= 0.1 * loss > 0.005
 
     found = _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
-    if found is None or not _grows_confident(series) or settled(stream.losses):
+    if found is None or not (_is_smoothed(found.evidence) or (_grows_confident(series) and not settled(stream.losses))):
         return found
-    return replace(found, evidence=replace(found.evidence, details={"growing": 1.0}))
+    return replace(found, evidence=replace(found.evidence, details={"expected": 1.0}))
 
 
 def stuck(stream: Stream, known: Event | None) -> Opening | None:
@@ -255,6 +257,12 @@ def _is_ruled(record: Record) -> bool:
     rules = record.context.get("dropout", 0.0) >= RULING_DROPOUT
     rules = rules or record.context.get("penalty", 0.0) >= RULING_PENALTY * loss_of(record)
     return rules and record.values.get("temperature", 1.0) < 0.8
+
+
+def _is_smoothed(evidence: Evidence) -> bool:
+    """Whether training smooths its labels, by no more than is usual: confidence below accuracy is what it is for."""
+    found = re.search(r"smoothing ([0-9.e-]+)", evidence.loss_terms)
+    return found is not None and float(found[1]) <= USUAL_SMOOTHING
 
 
 def _grows_confident(series: list[Record]) -> bool:
