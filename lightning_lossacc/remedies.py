@@ -139,8 +139,8 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
     ),
     "dead-activations": (
         optimisation.free_logits,
-        optimisation.leaky_activation,
         optimisation.initial_values,
+        optimisation.leaky_activation,
         optimisation.lower_learning_rate,
         optimisation.normalise,
     ),
@@ -151,6 +151,7 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
     "wrong-accuracy": (measurement.right_accuracy, measurement.compute_over_epoch),
     "train-eval-mismatch": (
         measurement.same_answers,
+        measurement.swapped_weights,
         measurement.batch_norm,
         measurement.evaluation_mode,
         measurement.same_preprocessing,

@@ -360,26 +360,6 @@ def test_frozen_share() -> None:
     # An average of weights is no part of what learns.
     model.append(AveragedModel(deepcopy(model)))
     assert frozen_share(model, [SGD(model[:2].parameters(), 0.1)]) == 0
-    remedy = remedies("nothing-learned", *[replace(STATE.evidence().current, context={"frozen_share": 0.995})] * 2)[0]
-    assert "99.5 % of its weights are frozen" in remedy and "all of them in the optimizer" in remedy
-
-
-@pytest.mark.parametrize(
-    ("terms", "level"), [("smoothing 0.1 and class weights", "info"), ("smoothing 0.4", "warning")]
-)
-def test_usual_smoothing_is_no_warning(terms: str, level: str) -> None:
-    """The training steps smooth, the logged loss does not: the best temperature stays below 1, as it is meant to."""
-    record = replace(STATE.evidence().current, arrays={})
-    smoothed = replace(record, stage="train", arrays={"loss_terms": terms})
-    values = {"nll": 0.3, "refinement_nll": 0.21, "temperature": 0.45}
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch in range(15):
-        history.append(replace(smoothed, epoch=epoch, global_step=10 * epoch + 9))
-        history.append(replace(record, epoch=epoch, global_step=10 * epoch + 10, values=record.values | values))
-        seen += diagnosis.examine(history)
-    event = [event for event in seen if event.cause == "under-confidence"][-1]
-    assert event.level == level
-    assert f"your loss has {terms}, which brings this" in event.causes[0].against
 
 
 def test_accuracy_without_an_error_is_not_known_exactly() -> None:

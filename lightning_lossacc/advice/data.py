@@ -114,7 +114,8 @@ def prior_correction(measured: Measured) -> str:
         names = ", ".join(map(str, unseen[:5]))
         return (
             f"class{'es' if len(unseen) > 1 else ''} {names}{' …' if len(unseen) > 5 else ''} never occurred in "
-            "training, so that no shift of the logits can name it: train with such rows, or leave them out here"
+            "training, so that no shift of the logits can name it: train with such rows (does a sampler leave them "
+            "out?), or leave them out here"
         )
     if len(seen) == len(here) and 2 <= len(here) <= SHOWN_CLASSES and min(*seen, *here) > 0:
         shift = listed(
@@ -204,6 +205,12 @@ def remap_labels(measured: Measured) -> str:
     moved = [(target, predicted) for target, predicted in enumerate(mapping) if target != predicted]
     shown = ", ".join(f"{target} → {predicted}" for target, predicted in moved[:SHOWN_CLASSES])
     more = f" and {len(moved) - SHOWN_CLASSES} more" if len(moved) > SHOWN_CLASSES else ""
+    if measured.context("train_accuracy") < (accuracy + measured.value("accuracy")) / 2:
+        return (
+            f"renumber what training learns from, a teacher's classes or pseudo-labels: {shown}{more} gives accuracy "
+            f"{percent(accuracy)} instead of {percent(measured.value('accuracy'))} here, and training rows are "
+            f"{percent(measured.context('train_accuracy'))} accurate, as wrong as these"
+        )
     return (
         f"renumber the labels of this set: {shown}{more} gives accuracy {percent(accuracy)} instead of "
         f"{percent(measured.value('accuracy'))}; compare `train_set.class_to_idx` with `val_set.class_to_idx`"

@@ -143,7 +143,7 @@ def unfreeze(measured: Measured) -> str | None:
     if not frozen >= MOSTLY_FROZEN:
         return None
     return (
-        f"let more of the network learn: {100 * frozen:.3g} % of its weights are frozen; "
+        f"let more of the network learn: {100 * frozen:.3g} % of its weights are frozen or in no optimizer; "
         "`for weight in backbone.parameters(): weight.requires_grad_(True)`, all of them in the optimizer, those of "
         "a pre-trained part with a tenth of the rate, and make sure that its values were loaded"
     )

@@ -95,7 +95,7 @@ def same_answers(measured: Measured) -> str | None:
 
 def batch_norm(measured: Measured) -> str | None:
     """Running statistics that fit the evaluation."""
-    if measured.context("batch_norm_layers") == 0 and same_answers(measured):
+    if measured.context("batch_norm_layers") == 0:
         return None
     layers, momentum = measured.context("batch_norm_layers"), measured.context("batch_norm_momentum")
     counted = f" ({int(layers)} BatchNorm layers)" if layers > 0 else ""
@@ -153,6 +153,12 @@ def same_weights(measured: Measured) -> str:
         "validate the weights that were trained: an average of them needs a decay that forgets the initial ones within "
         "the run, as 1 - 10 / steps does; and shuffle the training loader, DataLoader(..., shuffle=True)"
     )
+
+
+def swapped_weights(measured: Measured) -> str | None:
+    """Where no layer acts in one mode only, it is the weights that differ; None where one does."""
+    acts = measured.context("batch_norm_layers") != 0 or measured.context("dropout") > 0 or same_answers(measured)
+    return None if acts else same_weights(measured)
 
 
 def train_probe(measured: Measured) -> str:

@@ -39,11 +39,12 @@ def lower_learning_rate(measured: Measured) -> str:
 def _clip_less(measured: Measured) -> str | None:
     """Clipping that cuts every step: a plain step is shorter by as much; None where gradients are hardly cut."""
     usual, limit = measured.context("gradient_norm"), measured.context("gradient_clip")
+    largest = max(usual, measured.context("gradient_norm_max"))
     if not 0 < limit < CLIPPED * usual:
         return None
     return (
         f"clip less: Trainer(gradient_clip_val={number(limit)}) cuts gradients whose median norm is {number(usual)}, "
-        f"by {usual / limit:.0f} times each; gradient_clip_val={number(usual)} would cut the largest only"
+        f"by {usual / limit:.0f} times each; gradient_clip_val={number(largest)}, the largest of late, cuts none"
     )
 
 
@@ -196,7 +197,8 @@ def initial_values(measured: Measured) -> str:
     """Initial values that keep the size of activations (He et al. 2015)."""
     return (
         'initial values: `nn.init.kaiming_normal_(layer.weight, nonlinearity="relu"); nn.init.zeros_(layer.bias)` for '
-        "every hidden layer; a bias far below zero kills a ReLU before the first step"
+        "every hidden layer; a bias far below zero kills a ReLU before the first step, and where all weights are zero "
+        "only the last bias learns"
     )
 
 

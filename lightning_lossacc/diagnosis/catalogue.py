@@ -83,6 +83,7 @@ EVENTS: dict[str, str] = {
     "logged-differs": "a loss or an accuracy that you log is not that of the captured logits",
     "val-better-than-train": "validation rows score better than training rows in the same mode, or are the same rows",
     "train-eval-gap": "eval mode is far worse than train mode on training rows, or acts at random, or is not on",
+    "behind-first-sight": "after ten evaluations accuracy is not half as far as that of training rows at first sight",
 }
 
 _LOSS_UP = (
@@ -188,6 +189,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "logged-differs": ("wrong-accuracy", "loss-mismatch"),
     "val-better-than-train": ("leakage",),
     "train-eval-gap": ("train-eval-mismatch",),
+    "behind-first-sight": ("validation-mismatch",),
 }
 
 # In files and loggers, not in the terminal: nothing is wrong, or nothing needs to be done now.

@@ -57,6 +57,7 @@ STATES: dict[str, Judge] = {
     "val-better-than-train": states.better_than_train,
     "train-eval-gap": states.train_eval_gap,
     "accuracy-stuck": states.stuck,
+    "behind-first-sight": states.behind_first_sight,
     "little-learnt": states.little_learnt,
     "few-items": states.few_items,
     "accuracy-equals-class-share": states.class_share,

@@ -90,14 +90,14 @@ def blow_up(evidence: Evidence) -> Cause | None:
 def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     """Steps overshoot: the training loss itself swings or rises.
 
-    What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above zero
-        or swings by a large part of it, and an update moves the weights by more than 2 % of their size; or it both
-        rises and swings, doubles, or the validation loss swings with it; or it rises by 30 % after such updates, or by
-        half of what validation rises while updates are 1 % and more. From
-        updates of 1.4 % on the swing is also that of the train probe, the same rows after each epoch. Or the network
-        broke: 30 pp of the units of a layer died after updates of 20 %, or of one that is dead after updates of 4 %, or
-        50 pp of it after one of 2 %; the loss stopped being a number after updates of 20 %; or all updates vanished at
-        the same rate while the loss is that of guessing.
+    What it finds: the training loss of the last evaluations is above its own earlier level, stands still far above
+        zero, is that of guessing or swings by a large part of it, and an update moves the weights by more than 2 % of
+        their size; or it both rises and swings, doubles, or the validation loss swings with it; or it rises by 30 %
+        after such updates, or by half of what validation rises while updates are 1 % and more. From updates of 1.4 % on
+        the swing is also that of the train probe, the same rows after each epoch. Or the network broke: 30 pp of the
+        units of a layer died after updates of 20 %, or of one that is dead after updates of 4 %, or 50 pp of it after
+        one of 2 %; the loss stopped being a number after updates of 20 %; or all updates vanished at the same rate
+        while the loss is that of guessing.
     Why it matters: what looks like a conflict of loss and accuracy on validation is the same unrest on both sides.
     Evidence it needs: the training loss over several evaluations; `watch` for the update-to-weight ratio.
     What to do: lower the rate by the factor named, a schedule that decays, warm-up, gradient clipping.
@@ -128,6 +128,8 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     # Most of the loss is left, and steps that move the weights a lot bring nothing.
     before = train[-9:-3]
     stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
+    # Nothing beyond the class shares is learnt, under steps that undo what the one before did.
+    guesses = level >= 0.98 * prior and ratio >= HIGH_RATIO
     usual = RESTLESS_SWING * median(map(loss_of, evidence.series[-8:])) if ratio < RESTLESS_RATIO else 0.0
     swings = evidence.details.get("swing", 0.0) > usual
     # Without the size of the updates unrest has to be larger to be told from small batches.
@@ -137,7 +139,7 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     # Training pays for the rise as validation does, under steps that are far too large.
     both_rise = evidence.nll_change > 0 and ratio >= HIGH_RATIO / 2
     both_rise = both_rise and evidence.training_rise > max(0.5 * evidence.nll_change, 0.05 * prior)
-    if not (matters and (swing > 0.3 or risen or both_swing or stalls or both_rise)):
+    if not (matters and (swing > 0.3 or risen or both_swing or stalls or guesses or both_rise)):
         return None
     # After large updates training itself is on its way back.
     largest = max(evidence.context_column("update_ratio"), default=0.0)

@@ -22,7 +22,12 @@ from lightning_lossacc.diagnosis.data import (
 from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_share
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
-from lightning_lossacc.diagnosis.measurement import loss_mismatch, train_eval_mismatch, wrong_accuracy
+from lightning_lossacc.diagnosis.measurement import (
+    loss_mismatch,
+    train_eval_mismatch,
+    validation_mismatch,
+    wrong_accuracy,
+)
 from lightning_lossacc.diagnosis.optimisation import DEAD_SHARE, DIED_SHARE, RULING_DROPOUT, RULING_PENALTY
 from lightning_lossacc.diagnosis.sets import leakage, prior_shift
 from lightning_lossacc.floors import constant_confidence_nll
@@ -166,6 +171,14 @@ def better_than_train(stream: Stream, known: Event | None) -> Opening | None:
     if leakage(stream.state) is None:
         return None
     return Opening("val-better-than-train", stream.state, stream.series[-1].epoch)
+
+
+def behind_first_sight(stream: Stream, known: Event | None) -> Opening | None:
+    """These rows come nowhere near what training rows were at first sight, though accuracy moves."""
+    # An average of weights that starts with the run needs some evaluations to forget its start.
+    if len(stream.series) < LASTING or validation_mismatch(stream.state) is None:
+        return None
+    return Opening("behind-first-sight", stream.state, stream.series[0].epoch)
 
 
 def train_eval_gap(stream: Stream, known: Event | None) -> Opening | None:
