@@ -225,10 +225,10 @@ def test_whole_rise_finds_a_slow_rise_behind_an_excursion_and_says_since_when() 
 
 
 def test_a_rise_is_still_there_in_the_last_three_evaluations() -> None:
-    steps = np.arange(82.0)
-    noise = 0.01 * np.random.default_rng(0).normal(size=82)
+    steps = np.arange(90.0)
+    noise = 0.01 * np.random.default_rng(0).normal(size=90)
     up = falls(steps) + 0.2 * (steps > 60) + noise
-    back = falls(steps) + 0.2 * ((steps > 60) & (steps < 79)) + noise
+    back = falls(steps) + 0.2 * ((steps > 60) & (steps < 87)) + noise
     assert whole_rise(up.tolist()) is not None and whole_rise(back.tolist()) is None
 
 
