@@ -28,13 +28,13 @@ def averages(module: nn.Module) -> set[int]:
 def frozen_share(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> float:
     """Share of the weights that do not learn, in [0, 1]: no gradient reaches them, or no optimizer has them.
 
-    Averages of weights are left out, and optimizers that have none of these weights (but copies, say) tell nothing;
-    0 without weights.
+    Averages of weights are left out, and optimizers that hold anything else as well (copies in another precision, say)
+    tell nothing; 0 without weights.
     """
     left_out = averages(module)
     weights = [weight for weight in module.parameters() if not is_lazy(weight) and id(weight) not in left_out]
     held = {id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
-    known = any(id(weight) in held for weight in weights)
+    known = bool(held) and held <= {id(weight) for weight in module.parameters()}
     total = sum(weight.numel() for weight in weights)
     learning = sum(weight.numel() for weight in weights if weight.requires_grad and (id(weight) in held or not known))
     return 1 - learning / total if total else 0.0

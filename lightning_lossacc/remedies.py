@@ -139,8 +139,9 @@ REMEDIES: dict[str, tuple[Advice, ...]] = {
     ),
     "dead-activations": (
         optimisation.free_logits,
-        optimisation.initial_values,
+        optimisation.never_alive,
         optimisation.leaky_activation,
+        optimisation.initial_values,
         optimisation.lower_learning_rate,
         optimisation.normalise,
     ),
@@ -181,4 +182,4 @@ def remedies(cause: str, current: Record, best_refinement: Record, series: Seque
     """
     measured = Measured(current, best_refinement, tuple(series))
     given = (advice(measured) for advice in REMEDIES.get(cause, REMEDIES["unknown"]))
-    return tuple(sentence for sentence in given if sentence)
+    return tuple(dict.fromkeys(sentence for sentence in given if sentence))

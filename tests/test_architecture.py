@@ -126,7 +126,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diagnosis.data": ({"attribution", "diagnosis.event", "diagnosis.evidence", "history", "renaming"}, set()),
     "diagnosis.dead": ({"diagnosis.data", "history"}, set()),
     "diagnosis.optimisation": (
-        {"diagnosis.data", "diagnosis.dead", "diagnosis.event", "diagnosis.evidence", "diagnosis.steps"},
+        {"diagnosis.data", "diagnosis.dead", "diagnosis.event", "diagnosis.evidence", "diagnosis.steps", "floors"},
         set(),
     ),
     "diagnosis.measurement": ({"diagnosis.data", "diagnosis.event", "diagnosis.evidence", "floors", "history"}, set()),

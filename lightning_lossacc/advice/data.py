@@ -8,6 +8,8 @@ from lightning_lossacc.advice.measured import CONFIRM, SHOWN_CLASSES, Measured, 
 from lightning_lossacc.floors import label_entropy
 from lightning_lossacc.renaming import one_to_one
 
+AS_WRONG = 0.25  # of what the renaming gains: training rows are so near to these
+
 
 def class_weights(measured: Measured) -> str:
     """Weights N / (C n_c), by which every class has the same part in the loss (King and Zeng 2001).
@@ -205,7 +207,8 @@ def remap_labels(measured: Measured) -> str:
     moved = [(target, predicted) for target, predicted in enumerate(mapping) if target != predicted]
     shown = ", ".join(f"{target} → {predicted}" for target, predicted in moved[:SHOWN_CLASSES])
     more = f" and {len(moved) - SHOWN_CLASSES} more" if len(moved) > SHOWN_CLASSES else ""
-    if measured.context("train_accuracy") < (accuracy + measured.value("accuracy")) / 2:
+    gain = accuracy - measured.value("accuracy")
+    if abs(measured.context("train_accuracy") - measured.value("accuracy")) <= AS_WRONG * gain:
         return (
             f"renumber what training learns from, a teacher's classes or pseudo-labels: {shown}{more} gives accuracy "
             f"{percent(accuracy)} instead of {percent(measured.value('accuracy'))} here, and training rows are "

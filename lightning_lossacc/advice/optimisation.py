@@ -13,6 +13,7 @@ LEAP = 2.0  # of the training loss from one epoch to the next
 _STEPS = (1.0, 3.0)
 # Clipping cuts steps rather than spikes where its norm is below this part of the median norm.
 CLIPPED = 0.1
+NEVER_ALIVE = 0.9  # of a layer's units
 
 
 def learning_rate_factor(update_ratio: float, higher: bool) -> float:
@@ -39,12 +40,13 @@ def lower_learning_rate(measured: Measured) -> str:
 def _clip_less(measured: Measured) -> str | None:
     """Clipping that cuts every step: a plain step is shorter by as much; None where gradients are hardly cut."""
     usual, limit = measured.context("gradient_norm"), measured.context("gradient_clip")
-    largest = max(usual, measured.context("gradient_norm_max"))
+    largest = measured.context("gradient_norm_max")
+    wider, cut = (min(largest, 10 * usual), "few") if math.isfinite(largest) else (usual, "half")
     if not 0 < limit < CLIPPED * usual:
         return None
     return (
         f"clip less: Trainer(gradient_clip_val={number(limit)}) cuts gradients whose median norm is {number(usual)}, "
-        f"by {usual / limit:.0f} times each; gradient_clip_val={number(largest)}, the largest of late, cuts none"
+        f"by {usual / limit:.0f} times each; gradient_clip_val={number(wider)} would cut {cut} of the sampled ones"
     )
 
 
@@ -191,6 +193,12 @@ def leaky_activation(measured: Measured) -> str:
     elif saturated > 0:
         counted = f": {percent(saturated)} of the units of the worst layer are saturated"
     return f"leaky activations, nn.LeakyReLU(0.01) or nn.GELU() instead of nn.ReLU(){counted}"
+
+
+def never_alive(measured: Measured) -> str | None:
+    """A layer that was dead at every evaluation: another activation starts from the same values; None otherwise."""
+    shares = [record.context.get("dead_units", 0.0) for record in measured.evaluations]
+    return initial_values(measured) if min(shares) >= NEVER_ALIVE else None
 
 
 def initial_values(measured: Measured) -> str:

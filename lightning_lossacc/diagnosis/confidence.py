@@ -251,7 +251,7 @@ def _miscalibrated(evidence: Evidence, cause: str, is_side: bool) -> Cause | Non
         # No temperature is best: such logits say nothing, and that is no matter of confidence alone.
         return None
     against = (
-        (f"your loss has {terms}, which brings this",) if "smoothing" in terms and cause == "under-confidence" else ()
+        (f"your loss has {terms}, which brings this",) if evidence.is_smoothed() and cause == "under-confidence" else ()
     )
     if cause == "over-confidence":
         against = _unlike(evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -109,6 +110,17 @@ class Evidence:
         """What the loss has beside the NLL, in words: that of this evaluation, else that of the training steps."""
         records = [self.current, *self.train[-1:]]
         return next(filter(None, (str(record.arrays.get("loss_terms", "")) for record in records)), "")
+
+    def is_smoothed(self, most: float = 1.0) -> bool:
+        """Whether labels are smoothed, by a share of at most `most`, and enough to bring what one temperature saves.
+
+        With a share `s` on the other classes a row that is surely right costs `-ln(1 - s)` nats; twice that is allowed.
+        """
+        found = re.search(r"smoothing ([0-9.e-]+)", self.loss_terms)
+        share = float(found[1]) if found is not None else 0.0
+        if not 0 < share < 1 or share > most:
+            return False
+        return self.value("nll") - self.value("refinement_nll") <= -2 * math.log1p(-share)
 
     @property
     def num_classes(self) -> int | None:

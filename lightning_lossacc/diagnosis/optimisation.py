@@ -18,6 +18,7 @@ from lightning_lossacc.diagnosis.steps import (
     shrunk,
     stopped,
 )
+from lightning_lossacc.floors import label_entropy
 
 HIGH_RATIO = 2e-2  # update over weight: about 1e-3 is usual, above 1e-2 … 1e-1 steps overshoot
 # At smaller steps the batches swing as well, mixup by 15 … 35 % of the level at 0.5 … 0.7 %.
@@ -129,7 +130,9 @@ def learning_rate_too_high(evidence: Evidence) -> Cause | None:
     before = train[-9:-3]
     stalls = len(before) >= 4 and median(recent[-3:]) > 0.9 * median(before) and 0.2 * prior < level < 0.9 * prior
     # Nothing beyond the class shares is learnt, under steps that undo what the one before did.
-    guesses = level >= 0.98 * prior and ratio >= HIGH_RATIO
+    guesses = prior > 0 and ratio >= HIGH_RATIO and evidence.value("refinement_nll") >= 0.98 * prior
+    drawn = evidence.current.arrays.get("train_classes")
+    guesses = guesses and level >= 0.98 * (label_entropy(drawn) if drawn else prior)
     usual = RESTLESS_SWING * median(map(loss_of, evidence.series[-8:])) if ratio < RESTLESS_RATIO else 0.0
     swings = evidence.details.get("swing", 0.0) > usual
     # Without the size of the updates unrest has to be larger to be told from small batches.
@@ -296,7 +299,7 @@ def over_regularisation(evidence: Evidence) -> Cause | None:
         temperature = min(temperature, median(evidence.column("temperature")[-RECENT:] or [math.inf]))
     # A temperature that would save next to nothing is that of a training which has not ended.
     # Smoothing keeps the temperature low by itself.
-    is_timid = temperature < 0.8 and "smoothing" not in evidence.loss_terms
+    is_timid = temperature < 0.8 and not evidence.is_smoothed()
     is_timid = is_timid and (nll - refined > max(0.05 * nll, TIMID_NATS) or "swing" in evidence.details)
     if not (lines or rules or is_timid):
         return None

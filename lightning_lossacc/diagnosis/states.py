@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -21,7 +20,7 @@ from lightning_lossacc.diagnosis.data import (
 )
 from lightning_lossacc.diagnosis.dead import is_clamped, killed_share, silent_share
 from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.diagnosis.evidence import Evidence, accuracy_of, loss_of
+from lightning_lossacc.diagnosis.evidence import accuracy_of, loss_of
 from lightning_lossacc.diagnosis.measurement import (
     loss_mismatch,
     train_eval_mismatch,
@@ -120,7 +119,8 @@ def loss_high(stream: Stream, known: Event | None) -> Opening | None:
         return high or is_renamed(record) or bias >= 0.1 * loss > 0.005
 
     found = _state("loss-high-for-accuracy", stream, holds, 2 if is_renamed(series[-1]) else None)
-    if found is None or not (_is_smoothed(found.evidence) or (_grows_confident(series) and not settled(stream.losses))):
+    growing = _grows_confident(series) and not settled(stream.losses)
+    if found is None or not (growing or found.evidence.is_smoothed(USUAL_SMOOTHING)):
         return found
     return replace(found, evidence=replace(found.evidence, details={"expected": 1.0}))
 
@@ -270,12 +270,6 @@ def _is_ruled(record: Record) -> bool:
     rules = record.context.get("dropout", 0.0) >= RULING_DROPOUT
     rules = rules or record.context.get("penalty", 0.0) >= RULING_PENALTY * loss_of(record)
     return rules and record.values.get("temperature", 1.0) < 0.8
-
-
-def _is_smoothed(evidence: Evidence) -> bool:
-    """Whether training smooths its labels, by no more than is usual: confidence below accuracy is what it is for."""
-    found = re.search(r"smoothing ([0-9.e-]+)", evidence.loss_terms)
-    return found is not None and float(found[1]) <= USUAL_SMOOTHING
 
 
 def _grows_confident(series: list[Record]) -> bool:

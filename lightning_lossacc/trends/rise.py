@@ -258,9 +258,13 @@ class _Scan:
             if not candidate.change > threshold:
                 continue
             if not frozen:
-                since = self.series[candidate.low : last + 1]
-                if may_restart(self.rates, candidate.low, last) and is_step(since, noise, last + 1):
-                    threshold = max(threshold, self.floor(candidate.level) + JUMP_MARGIN * chance)
+                wider, since = self.floor(candidate.level) + JUMP_MARGIN * chance, self.series[candidate.low : last + 1]
+                if (
+                    wider > threshold
+                    and may_restart(self.rates, candidate.low, last)
+                    and is_step(since, noise, last + 1)
+                ):
+                    threshold = wider
                 threshold = max(threshold, EXCURSION_FACTOR * self.recovered(candidate, last))
             ratio = candidate.change / threshold
             if ratio > 1 and (best is None or ratio > best[0]):
