@@ -52,7 +52,7 @@ NOISE_WINDOW = 400  # Bounds the time of a decision.
 MAX_REPEATS = 4
 # Of the bound by jitter, added to the floor where a rise may be the jump of a warm restart: the lowest of many levels
 # is too low by chance. Without it every fifth of 1000-evaluation runs whose restarts add 4 % had a rise of 5 %.
-JUMP_MARGIN = 0.5
+JUMP_MARGIN = 0.575
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def find_rise(
       evaluations; `V` the variance of a mean over `w + 2` (`v + 2`) values of an AR(1) series of variance 1
       with the autocorrelation that the differences show; `z = Phi^-1(1 - p)` with
       `p = 0.04 alpha min(1, 64 / t)^8 / max(1, t / v)`, set by simulation;
-    * `max(relative_floor |R|, absolute_floor)`, plus half of `z sigma sqrt(V_w + V_v)` where a warm restart is not
+    * `max(relative_floor |R|, absolute_floor)`, plus 0.575 `z sigma sqrt(V_w + V_v)` where a warm restart is not
       excluded and one step fits the values since the lower level about as well as a straight line;
     * 1.25 times the largest earlier excursion of `A` above its minimum that went away again;
 
