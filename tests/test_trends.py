@@ -284,8 +284,10 @@ class TestSilent:
         # A step of 6 sd: by chance the last third lies lower than the first by 8 % of it, for up to 28 evaluations.
         steps = np.arange(80)
         base = 0.5 + 1.5 * np.exp(-np.minimum(steps, 40) / 10) + 0.06 * (steps > 40)
-        found = [trends.first_rise((base + noise(seed, 80)).tolist()) for seed in range(40)]
-        assert sum(opened is not None and opened[0] <= 41 + 24 for opened in found) >= 36
+        found = [trends.first_rise((base + noise(seed, 80)).tolist()) for seed in range(80)]
+        # 49 and 76 if jitter is taken for a fall.
+        assert sum(opened is not None and opened[0] <= 41 + 16 for opened in found) >= 53
+        assert sum(opened is not None for opened in found) >= 78
 
     def test_small_warm_restarts_stay_below_the_floor(self) -> None:
         # Cosine periods of 20, 40, 80, 160 that add 4 % each: a rise of 5 % is chance (no margin: 17 of 80).
