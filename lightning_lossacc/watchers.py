@@ -320,11 +320,15 @@ class Watcher:
             found["batch_norm_drift"] = distance
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
+    def _living(self) -> list[Optimizer]:
+        """The optimizers seen that still exist."""
+        return list(filter(None, (reference() for reference in self._optimizers.values())))
+
     def _groups(self) -> list[tuple[float, list[Tensor]]]:
         """Decay by a penalty and trained parameters of every group of the optimizers seen, each parameter once."""
         seen: set[int] = set()
         found = []
-        for optimizer in filter(None, (reference() for reference in self._optimizers.values())):
+        for optimizer in self._living():
             for group in optimizer.param_groups:
                 weights = [weight for weight in group["params"] if weight.requires_grad and id(weight) not in seen]
                 seen.update(map(id, weights))
@@ -339,7 +343,7 @@ class Watcher:
         if module is None:
             return {}
         found = {"dropout": max(map(dropout_rate, module.modules())), **self._normalisation.settings()}
-        optimizers = list(filter(None, (reference() for reference in self._optimizers.values())))
+        optimizers = self._living()
         found |= {"training_layers": training_layers(module), "frozen_share": frozen_share(module, optimizers)}
         decays = [
             float(group["weight_decay"] or 0.0)

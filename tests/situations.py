@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_lossacc.diagnosis import Diagnosis
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence
-from lightning_lossacc.history import Record
+from lightning_lossacc.history import History, Record
 from lightning_lossacc.trends import Verdict
 
 Numbers = dict[str, Any]
@@ -111,6 +113,15 @@ class Situation:
         cells = {"rows": [[50, 50], [0, 900]], "nll": [[75.0, 100.0], [0.0, 40.0]]}
         full = {} if self.scalars else {"classes": table, "cells": cells} | arrays
         return Record("val", 0, epoch, epoch * 10, 0.0, True, self.items, self.items, values, full, logged, {}, known)
+
+
+def reported(records: Iterable[Record]) -> list[Event]:
+    """All reports on these records, in their order."""
+    diagnosis, history, seen = Diagnosis(), History(), []
+    for record in records:
+        history.append(record)
+        seen += diagnosis.examine(history)
+    return seen
 
 
 def exchanged(rows: int) -> list[list[int]]:

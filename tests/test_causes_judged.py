@@ -9,12 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_lossacc.diagnosis import Diagnosis
 from lightning_lossacc.diagnosis.catalogue import RULES
-from lightning_lossacc.diagnosis.event import Event
-from lightning_lossacc.history import History, Record
+from lightning_lossacc.history import Record
 from lightning_lossacc.remedies import remedies
-from tests.situations import PRIOR, STATE, classes
+from tests.situations import PRIOR, STATE, classes, reported
 
 RECORD = STATE.evidence().current
 
@@ -22,15 +20,6 @@ RECORD = STATE.evidence().current
 def first_remedy(cause: str, record: Record) -> str:
     """What is said first about a cause found at this evaluation."""
     return remedies(cause, record, record)[0]
-
-
-def reported(records: list[Record]) -> list[Event]:
-    """All reports on these records, in their order."""
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for record in records:
-        history.append(record)
-        seen += diagnosis.examine(history)
-    return seen
 
 
 @pytest.mark.parametrize(("reached", "named"), [(0.36, True), (0.55, False)])

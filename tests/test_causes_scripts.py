@@ -17,18 +17,17 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_lossacc.attribution import accuracy_spread
-from lightning_lossacc.diagnosis import Diagnosis
 from lightning_lossacc.diagnosis.catalogue import RULES, RULING_CAUSES, explain, find_causes, follows
 from lightning_lossacc.diagnosis.changes import Stream
 from lightning_lossacc.diagnosis.engine import _keep_first, _why_unknown
 from lightning_lossacc.diagnosis.event import Event
 from lightning_lossacc.diagnosis.evidence import Evidence
 from lightning_lossacc.diagnosis.states import little_learnt, loss_high
-from lightning_lossacc.history import History, Record
+from lightning_lossacc.history import Record
 from lightning_lossacc.matches import twins
 from lightning_lossacc.modes import frozen_share
 from lightning_lossacc.remedies import remedies
-from tests.situations import DOUBT, REPORTED, RISE, STATE, TAIL, TAILED, Situation, classes
+from tests.situations import DOUBT, REPORTED, RISE, STATE, TAIL, TAILED, Situation, classes, reported
 
 
 def _reported(cause: str, evidence: Evidence) -> Event:
@@ -40,11 +39,7 @@ def _reported(cause: str, evidence: Evidence) -> Event:
 
 def examined(records: Iterable[Record]) -> list[Event]:
     """All reports on these evaluations, numbered from 0."""
-    diagnosis, history, seen = Diagnosis(), History(), []
-    for epoch, record in enumerate(records):
-        history.append(replace(record, epoch=epoch, global_step=epoch))
-        seen += diagnosis.examine(history)
-    return seen
+    return reported(replace(record, epoch=epoch, global_step=epoch) for epoch, record in enumerate(records))
 
 
 def with_series(situation: Situation, arrays: list[dict[str, Any]], contexts: list[dict[str, float]]) -> Evidence:

@@ -300,7 +300,7 @@ def capacity_limit(evidence: Evidence) -> Cause | None:
     What it finds: the loss has been flat with a best temperature near 1, or the loss after one temperature has; that of
         training rows is at least 60 % of it and their accuracy within 15 pp; and more than the prior was learnt, though
         far from all. Or next to nothing was learnt at ten evaluations, the loss has fallen by less than 1 % in the last
-        four, and half of the weights or more are frozen.
+        four, and half of the weights or more are frozen or in no optimizer.
     Why it matters: more epochs bring nothing; a larger network, other features or less noisy labels may.
     Evidence it needs: a plateau, and the NLL of training rows.
     What to do: a larger model or better features; find out what accuracy the labels allow (repeat labels, people).
